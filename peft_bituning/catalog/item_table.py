@@ -1,0 +1,115 @@
+"""The item table: one embedding an item, encoded with one set of weights and kept while users are trained."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import ArtifactError, InputError
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """Unit-length item embeddings in catalog order.
+
+    Args:
+        embeddings: [I, D] float32, each row of length 1.
+    """
+
+    embeddings: Tensor
+
+    @classmethod
+    def from_embeddings(cls, embeddings: Tensor) -> "ItemTable":
+        """Normalise item embeddings once, so that a dot product with a unit vector is a cosine.
+
+        Args:
+            embeddings: [I, D], any float dtype.
+
+        Returns:
+            The table.
+
+        Raises:
+            InputError: a row that is not finite.
+        """
+        if embeddings.ndim != 2:
+            raise InputError(f"item embeddings must be [I, D], got {list(embeddings.shape)}")
+        finite = torch.isfinite(embeddings).all(1)
+        if not bool(finite.all()):
+            rows = torch.nonzero(~finite).flatten()[:10].tolist()
+            raise InputError(f"item embeddings must be finite, got NaN or infinity at catalog indices {rows}")
+        return cls(F.normalize(embeddings.float(), dim=-1))
+
+    def __len__(self) -> int:
+        """Return I."""
+        return self.embeddings.shape[0]
+
+    def scores(self, users: Tensor) -> Tensor:
+        """Return the cosine of every user with every item (paper Eq. 3).
+
+        Args:
+            users: [B, D], any length.
+
+        Returns:
+            [B, I].
+        """
+        return F.normalize(users.float(), dim=-1) @ self.embeddings.to(users.device).T
+
+    def extended(self, embeddings: Tensor) -> "ItemTable":
+        """Return the table with more items at its end.
+
+        Args:
+            embeddings: [J, D], any length.
+
+        Returns:
+            A table of I + J items.
+        """
+        return ItemTable(
+            torch.cat([self.embeddings, self.from_embeddings(embeddings).embeddings.to(self.embeddings.device)])
+        )
+
+    def to(self, device: torch.device | str) -> "ItemTable":
+        """Return the table on another device."""
+        return ItemTable(self.embeddings.to(device))
+
+    def checksum(self) -> str:
+        """Return the sha256 of the table's bytes."""
+        return hashlib.sha256(self.embeddings.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the table as safetensors."""
+        save_file({"embeddings": self.embeddings.cpu().contiguous()}, path)
+
+    @classmethod
+    def load(cls, path: Path, num_items: int | None = None) -> "ItemTable":
+        """Read a table.
+
+        Args:
+            path: a file that `save` wrote.
+            num_items: I, checked where given.
+
+        Returns:
+            The table.
+
+        Raises:
+            ArtifactError: the file is damaged, or has another number of items.
+        """
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(
+                f"the item table {path.name} cannot be read ({error}); it is missing or damaged"
+            ) from error
+        if set(tensors) != {"embeddings"} or tensors["embeddings"].ndim != 2:
+            raise ArtifactError(
+                f"the item table {path.name} must hold one tensor `embeddings` [I, D], got {sorted(tensors)}"
+            )
+        if num_items is not None and len(tensors["embeddings"]) != num_items:
+            raise ArtifactError(
+                f"the item table {path.name} must have {num_items} rows, one an item, got {len(tensors['embeddings'])}"
+            )
+        return cls(tensors["embeddings"])

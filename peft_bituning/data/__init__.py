@@ -1,0 +1,27 @@
+"""Purchase histories and items: reading, samples, prompts."""
+
+from .frames import interactions_from_tables
+from .interactions import IN_FILE_ORDER, Event, Interactions
+from .items import ItemCatalog
+from .prompts import PromptEncoder
+from .rejects import ReadReport, RejectedRow
+from .samples import LeaveOneOut, Sample
+from .sources import SOURCE_FORMS, load_interactions
+from .templates import PRESETS, PromptTemplate
+
+__all__ = [
+    "IN_FILE_ORDER",
+    "PRESETS",
+    "SOURCE_FORMS",
+    "Event",
+    "Interactions",
+    "ItemCatalog",
+    "LeaveOneOut",
+    "PromptEncoder",
+    "PromptTemplate",
+    "ReadReport",
+    "RejectedRow",
+    "Sample",
+    "interactions_from_tables",
+    "load_interactions",
+]

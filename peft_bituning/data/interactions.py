@@ -1,0 +1,205 @@
+"""Purchase histories: for every user, the catalog indices of his events in time order."""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from ..errors import DataError
+from .items import ItemCatalog
+from .rejects import ReadReport
+from .values import as_id, as_timestamp
+
+
+class Event(NamedTuple):
+    """One row of a source, values as they came.
+
+    Args:
+        user_id: Who.
+        item_id: What.
+        order: When: a time, or a number that orders the user's events; `IN_FILE_ORDER` where the row order counts.
+        file: Base name of the file.
+        line: Line number there.
+    """
+
+    user_id: Any
+    item_id: Any
+    order: Any
+    file: str = "events"
+    line: int = 0
+
+
+class _FileOrder:
+    """The order key of events that stand in time order already."""
+
+
+#: Given as `Event.order`: the events of a user are in time order as they come.
+IN_FILE_ORDER = _FileOrder()
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """A catalog and the histories of users over it.
+
+    Args:
+        items: The catalog of I items.
+        user_ids: The users' own ids, in order of first appearance.
+        histories: Per user, catalog indices in time order; at least one each.
+        report: What reading met.
+        source: Where the events came from, one line.
+    """
+
+    items: ItemCatalog
+    user_ids: tuple[str, ...]
+    histories: tuple[tuple[int, ...], ...]
+    report: ReadReport = field(default_factory=ReadReport)
+    source: str = "memory"
+
+    def __len__(self) -> int:
+        """Return the number of users."""
+        return len(self.user_ids)
+
+    @property
+    def num_events(self) -> int:
+        """Events of all users."""
+        return sum(map(len, self.histories))
+
+    @classmethod
+    def from_events(
+        cls,
+        items: ItemCatalog,
+        events: Iterable[Event | tuple[Any, Any, Any]],
+        report: ReadReport | None = None,
+        source: str = "memory",
+        scale_time: bool = True,
+    ) -> "Interactions":
+        """Group events by user and order them by time, ties by their order in the file.
+
+        Rows without a user id, without an item id, with an item the catalog lacks, or with a time that is not one
+        are rejected by kind. Of events equal in user, item and time the first stays and the others are rejected as
+        `duplicate_event`; the same item at another time is a repeated purchase and stays.
+
+        Args:
+            items: The catalog.
+            events: The events in file order.
+            report: Where rejected rows go; a new report when left out.
+            source: Where the events came from.
+            scale_time: Take large numbers as milliseconds or finer; off for plain order numbers.
+
+        Raises:
+            DataError: No event is left.
+        """
+        report = ReadReport() if report is None else report
+        grouped: dict[str, list[tuple[float | int, int, str, int, bool]]] = {}
+        for position, row in enumerate(events):
+            event = row if isinstance(row, Event) else Event(*row, line=position + 1)
+            user_id, item_id = as_id(event.user_id), as_id(event.item_id)
+            if user_id is None:
+                report.reject(
+                    "missing_user_id", event.file, event.line, f"no usable user id, got {_short(event.user_id)}"
+                )
+                continue
+            if item_id is None:
+                report.reject(
+                    "missing_item_id", event.file, event.line, f"no usable item id, got {_short(event.item_id)}"
+                )
+                continue
+            item = items.index.get(item_id)
+            if item is None:
+                report.reject("unknown_item", event.file, event.line, f"item {_short(item_id)} is not among the items")
+                continue
+            in_file_order = event.order is IN_FILE_ORDER
+            order = position if in_file_order else as_timestamp(event.order, scale=scale_time)
+            if order is None:
+                report.reject("bad_timestamp", event.file, event.line, f"{_short(event.order)} is not a point in time")
+                continue
+            grouped.setdefault(user_id, []).append((order, item, event.file, event.line, in_file_order))
+        histories = [_ordered(rows, report) for rows in grouped.values()]
+        if not histories:
+            raise DataError(
+                f"{source} has no usable event: rows read {report.rows_read or 'none'}, rejected "
+                f"{report.counts or 'none'}. Check that the files hold events and that their item ids are those of "
+                "the items."
+            )
+        report.note("items_without_title", sum("title" not in row for row in items.attributes))
+        return cls(items, tuple(grouped), tuple(histories), report, source)
+
+    @classmethod
+    def from_histories(
+        cls, items: ItemCatalog, histories: Mapping[str, Sequence[str]], source: str = "memory"
+    ) -> "Interactions":
+        """Build from item ids per user, in time order already.
+
+        Args:
+            items: The catalog.
+            histories: User id to item ids.
+
+        Raises:
+            UnknownItemError: An id is not in the catalog.
+            DataError: No user has an event.
+        """
+        for item_ids in histories.values():
+            items.indices_of(item_ids)
+        events = (Event(user, item, IN_FILE_ORDER) for user, item_ids in histories.items() for item in item_ids)
+        return cls.from_events(items, events, source=source)
+
+    def sample_users(self, n: int, seed: int = 0) -> "Interactions":
+        """Return a seeded cut of the users over the same catalog, in their present order.
+
+        Args:
+            n: Users to keep; all of them if there are fewer.
+            seed: The same seed gives the same users.
+
+        Raises:
+            DataError: `n` is below 1.
+        """
+        if n < 1:
+            raise DataError(f"A cut needs at least one user, got n={n}.")
+        if n >= len(self.user_ids):
+            return self
+        kept = sorted(random.Random(seed).sample(range(len(self.user_ids)), n))
+        return replace(
+            self,
+            user_ids=tuple(self.user_ids[user] for user in kept),
+            histories=tuple(self.histories[user] for user in kept),
+            source=f"{self.source} ({n} of {len(self.user_ids)} users, seed {seed})",
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """Return the numbers that describe the data, as they go into `results.json`."""
+        users, items, events = len(self.user_ids), len(self.items), self.num_events
+        return {
+            "source": self.source,
+            "users": users,
+            "items": items,
+            "events": events,
+            "average_length": events / users if users else 0.0,
+            "density": events / (users * items) if users and items else 0.0,
+            **self.report.to_dict(),
+        }
+
+
+def _ordered(rows: list[tuple[float | int, int, str, int, bool]], report: ReadReport) -> tuple[int, ...]:
+    """Order one user's events in time (the sort is stable, so ties keep file order) and reject exact duplicates."""
+    rows.sort(key=lambda row: row[0])
+    history: list[int] = []
+    seen: set[int] = set()
+    now: float | int | None = None
+    for order, item, file, line, in_file_order in rows:
+        if in_file_order:
+            history.append(item)
+            continue
+        if order != now:
+            now, seen = order, set()
+        if item in seen:
+            report.reject("duplicate_event", file, line, "the user has this item at this time already")
+            continue
+        seen.add(item)
+        history.append(item)
+    return tuple(history)
+
+
+def _short(value: Any) -> str:
+    """Return a value as it is shown in a reason, not longer than a line."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,100 @@
+"""Training, validation and test samples: histories and the item that came next."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import ConfigurationError
+
+CutStrategy = Literal["every_cut", "random_cut", "last_cut"]
+Split = Literal["valid", "test"]
+
+_STRATEGIES = ("every_cut", "random_cut", "last_cut")
+_MIN_EVENTS = 3  # one to learn from, one to validate on, one to test on
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A history and the item that followed it.
+
+    Args:
+        user: Index of the user.
+        history: Catalog indices in time order, at least one.
+        target: Catalog index of the next item.
+    """
+
+    user: int
+    history: tuple[int, ...]
+    target: int
+
+
+class LeaveOneOut:
+    """Leave-one-out split: the last item is tested, the last but one validated, the rest trains (paper 4.1.3).
+
+    Users with fewer than three events train only and are counted in `users_not_evaluated`.
+
+    Args:
+        histories: Per user, catalog indices in time order.
+    """
+
+    def __init__(self, histories: Sequence[Sequence[int]]) -> None:
+        self._histories = [tuple(int(item) for item in history) for history in histories]
+        self._evaluated = [user for user, history in enumerate(self._histories) if len(history) >= _MIN_EVENTS]
+
+    @property
+    def users_not_evaluated(self) -> int:
+        """Users with too few events for a validation and a test target."""
+        return len(self._histories) - len(self._evaluated)
+
+    @property
+    def train_sequences(self) -> list[list[int]]:
+        """The training part of every user, aligned with the users; it may be empty."""
+        return [list(self._training_part(user)) for user in range(len(self._histories))]
+
+    def training_samples(self, strategy: CutStrategy = "every_cut", seed: int = 0, epoch: int = 0) -> list[Sample]:
+        """Return the shuffled training samples of one epoch.
+
+        Args:
+            strategy: `every_cut`: one sample for every cut of a training part with an item before and one after;
+                `random_cut`: one cut a user, drawn anew every epoch; `last_cut`: the last cut of every user.
+            seed: Seed of the order and the cuts.
+            epoch: Epochs differ in order, and under `random_cut` in cuts; the same epoch is always the same.
+
+        Raises:
+            ConfigurationError: The strategy is unknown.
+        """
+        if strategy not in _STRATEGIES:
+            raise ConfigurationError(f"strategy must be one of {', '.join(_STRATEGIES)}, got {strategy!r}.")
+        generator = random.Random(f"samples/{seed}/{epoch}")
+        samples: list[Sample] = []
+        for user in range(len(self._histories)):
+            sequence = self._training_part(user)
+            if len(sequence) < 2:
+                continue
+            cuts: Sequence[int] = range(1, len(sequence))
+            if strategy == "random_cut":
+                cuts = [generator.choice(cuts)]
+            elif strategy == "last_cut":
+                cuts = cuts[-1:]
+            samples.extend(Sample(user, sequence[:cut], sequence[cut]) for cut in cuts)
+        generator.shuffle(samples)
+        return samples
+
+    def samples(self, split: Split) -> list[Sample]:
+        """Return one sample per evaluated user, in user order.
+
+        Args:
+            split: `valid` (history = the training part) or `test` (history includes the validation item).
+
+        Raises:
+            ConfigurationError: The split is unknown.
+        """
+        if split not in ("valid", "test"):
+            raise ConfigurationError(f"split must be 'valid' or 'test', got {split!r}.")
+        place = -2 if split == "valid" else -1
+        return [Sample(user, self._histories[user][:place], self._histories[user][place]) for user in self._evaluated]
+
+    def _training_part(self, user: int) -> tuple[int, ...]:
+        history = self._histories[user]
+        return history[:-2] if len(history) >= _MIN_EVENTS else history

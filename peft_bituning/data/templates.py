@@ -1,0 +1,180 @@
+"""Prompt templates: how a history is put into words (paper 3.1.1 and 4.5.2)."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigurationError
+from .items import ItemCatalog
+
+_PREFERRED_FIELDS = ("brand", "category")
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How a history, or a single item, is put into words.
+
+    A prompt is the instruction, then one line an item: the marker, the title, and the attributes in brackets, as in
+    `>> 1. TITLE (brand: B, category: C)`. What an item lacks is left out.
+
+    Args:
+        name: Name of the template, for reports.
+        instruction: First line; "" for none.
+        item_instruction: First line of item prompts where it differs; `None` takes `instruction`.
+        marker: Start of an item's line; `{number}` is its place in the prompt, from 1.
+        fields: Attributes printed, in order; `None` prints brand and category where the catalog has them, else its
+            other text columns.
+        sources: Where an attribute's text is taken from another column: printed name to column.
+
+    Raises:
+        ConfigurationError: A value has the wrong type, or the marker another placeholder than `{number}`.
+    """
+
+    name: str = "paper"
+    instruction: str = ""
+    item_instruction: str | None = None
+    marker: str = ">> {number}."
+    fields: tuple[str, ...] | None = None
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for attribute in ("name", "instruction", "marker"):
+            if not isinstance(getattr(self, attribute), str):
+                raise ConfigurationError(f"{attribute} must be text, got {getattr(self, attribute)!r}.")
+        if self.item_instruction is not None and not isinstance(self.item_instruction, str):
+            raise ConfigurationError(f"item_instruction must be text or None, got {self.item_instruction!r}.")
+        if self.fields is not None:
+            if isinstance(self.fields, str) or not all(isinstance(name, str) for name in self.fields):
+                raise ConfigurationError(f"fields must be a list of column names or None, got {self.fields!r}.")
+            object.__setattr__(self, "fields", tuple(self.fields))
+        pairs = dict(self.sources).items() if isinstance(self.sources, Mapping) else [(None, None)]
+        if not all(isinstance(name, str) and isinstance(column, str) for name, column in pairs):
+            raise ConfigurationError(f"sources must map printed names to columns, got {self.sources!r}.")
+        object.__setattr__(self, "sources", dict(self.sources))
+        try:
+            self.marker.format(number=1)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigurationError(
+                f"marker may only hold the placeholder {{number}}, got {self.marker!r}."
+            ) from error
+
+    def instruction_for(self, kind: str) -> str:
+        """Return the first line of user prompts or of item prompts.
+
+        Raises:
+            ConfigurationError: The kind is neither `user` nor `item`.
+        """
+        if kind not in ("user", "item"):
+            raise ConfigurationError(f"kind must be 'user' or 'item', got {kind!r}.")
+        return self.instruction if kind == "user" or self.item_instruction is None else self.item_instruction
+
+    def fields_for(self, items: ItemCatalog) -> tuple[str, ...]:
+        """Return the attributes printed for the items of a catalog, in order."""
+        if self.fields is not None:
+            return self.fields
+        preferred = tuple(name for name in _PREFERRED_FIELDS if name in items.text_columns)
+        return preferred or items.text_columns
+
+    def head(self, number: int, first: bool = False) -> str:
+        """Return what stands before an item's title: line break and marker.
+
+        Args:
+            number: Place of the item in the prompt, from 1.
+            first: The line opens the prompt, so it needs no line break.
+        """
+        return ("" if first else "\n") + self.marker.format(number=number)
+
+    def body(self, attributes: Mapping[str, str], fields: Sequence[str]) -> str:
+        """Return an item's title and attributes, each with the space before it.
+
+        Args:
+            attributes: The item's attributes, column to text.
+            fields: Attributes printed, in order.
+        """
+        title = attributes.get("title", "")
+        printed = ((name, attributes.get(self.sources.get(name, name), "")) for name in fields)
+        listed = ", ".join(f"{name}: {value}" for name, value in printed if value)
+        return (f" {title}" if title else "") + (f" ({listed})" if listed else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the template as plain values, as they go into JSON."""
+        values = dataclasses.asdict(self)
+        values["fields"] = None if self.fields is None else list(self.fields)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PromptTemplate":
+        """Build a template from plain values; what is left out has its default.
+
+        Raises:
+            ConfigurationError: A key is not a field of the template, or a value has the wrong type.
+        """
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        unknown = sorted(set(map(str, values)) - set(known))
+        if unknown:
+            raise ConfigurationError(f"A template has the keys {', '.join(known)}; got unknown {', '.join(unknown)}.")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """Return the template as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "PromptTemplate":
+        """Read a template from JSON text.
+
+        Raises:
+            ConfigurationError: The text is not a JSON object of a template's fields.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"A template must be JSON; reading it failed: {error}.") from error
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"A template must be a JSON object, got {text[:60]!r}.")
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_preset(cls, name: str) -> "PromptTemplate":
+        """Return a preset by its name.
+
+        Raises:
+            ConfigurationError: There is no preset of that name.
+        """
+        if name not in PRESETS:
+            raise ConfigurationError(f"template must be one of {', '.join(PRESETS)}, got {name!r}.")
+        return PRESETS[name]
+
+
+_PAPER = (
+    "You are an intelligent recommendation assistant. Please summarize the user's characteristics into a single token "
+    "based on the browsing history. In chronological order, the user has browsed the following items:"
+)
+
+#: The template of the paper, its three variants (4.5.2, Table 6), and the one of the authors' released data.
+PRESETS: dict[str, PromptTemplate] = {
+    template.name: template
+    for template in (
+        PromptTemplate("paper", _PAPER),
+        PromptTemplate("no_phrase", _PAPER.replace(" into a single token", "")),
+        PromptTemplate("no_instruction"),
+        PromptTemplate(
+            "two_instructions",
+            _PAPER,
+            item_instruction=(
+                "You are an intelligent recommendation assistant. Please summarize the item characteristics into a "
+                "single token:"
+            ),
+        ),
+        PromptTemplate(
+            "released",
+            "You are an intelligent recommendation assistant. Please summarize my characteristics with a single token "
+            "based on my browsing history. In chronological order, I have browsed the following items:",
+            marker=">>{number}.",
+            fields=("brand", "category"),
+            sources={"category": "brand"},
+        ),
+    )
+}

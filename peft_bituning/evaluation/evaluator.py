@@ -1,0 +1,145 @@
+"""Full ranking over the catalog, seen items left in and left out at once.
+
+Shapes: `B` rows of a batch, `N` history length, `I` catalog items, `U` evaluated users.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import ConfigurationError, InputError
+from ..metrics import ranking_metrics, standard_errors, target_ranks
+from ..recommenders import pad_histories
+
+
+class HistoryAndTarget(Protocol):
+    """What the evaluator reads of a sample."""
+
+    @property
+    def history(self) -> Sequence[int]:
+        """Catalog indices, oldest first."""
+
+    @property
+    def target(self) -> int:
+        """Catalog index of the item that came next."""
+
+
+class HistoryRecommender(Protocol):
+    """Anything that scores the catalog for a batch of histories."""
+
+    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """`[B, N]` indices and mask -> `[B, I]`."""
+
+
+SampleT = TypeVar("SampleT", bound=HistoryAndTarget)
+
+
+@dataclass(frozen=True, eq=False)
+class RankingReport:
+    """Ranks of the targets in both filter modes.
+
+    Args:
+        ranks_unfiltered: `[U]` float64, the target among all items.
+        ranks_filtered: `[U]` float64, the target among the items that are not in the user's history; a target that is
+            in it counts as last place.
+        k: Length of the list that counts for recall and NDCG.
+
+    Raises:
+        InputError: The two do not have the same shape `[U]`.
+    """
+
+    ranks_unfiltered: np.ndarray
+    ranks_filtered: np.ndarray
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        if self.ranks_unfiltered.ndim != 1 or self.ranks_unfiltered.shape != self.ranks_filtered.shape:
+            raise InputError(
+                "ranks_unfiltered and ranks_filtered must both have shape [users], "
+                f"got {list(self.ranks_unfiltered.shape)} and {list(self.ranks_filtered.shape)}"
+            )
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics with their standard errors, `sd / sqrt(U)`, in both filter modes.
+
+        Returns:
+            `{"unfiltered": {"recall@10": .., "recall@10_se": .., "ndcg@10": .., "ndcg@10_se": .., "mrr": ..,
+            "mrr_se": ..}, "filtered": {..}, "users": U}`.
+
+        Raises:
+            InputError: There is no user.
+        """
+        both = {"unfiltered": self.ranks_unfiltered, "filtered": self.ranks_filtered}
+        report: dict[str, Any] = {
+            mode: {**ranking_metrics(ranks, self.k), **standard_errors(ranks, self.k)} for mode, ranks in both.items()
+        }
+        report["users"] = len(self.ranks_unfiltered)
+        return report
+
+
+def evaluate_ranking(
+    score: Callable[[list[SampleT]], Tensor | np.ndarray],
+    samples: Sequence[SampleT],
+    *,
+    batch_size: int = 256,
+    k: int = 10,
+    progress: bool = False,
+    description: str = "",
+) -> RankingReport:
+    """Rank every sample's target among the whole catalog; one `[B, I]` batch of scores is held at a time.
+
+    Args:
+        score: Scores of all catalog items for up to `batch_size` samples, `[B, I]`.
+        samples: Samples with `history` and `target`; the items of `history` are the seen ones.
+        batch_size: Samples scored at once.
+        k: Length of the list that counts for recall and NDCG.
+        progress: Show a bar.
+        description: Its label.
+
+    Returns:
+        Ranks in the order of the samples, mid-rank ties.
+
+    Raises:
+        ConfigurationError: `batch_size` or `k` is below 1.
+        InputError: There is no sample, or scores have a wrong shape or NaN.
+    """
+    for name, value in (("batch_size", batch_size), ("k", k)):
+        if value < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {value!r}")
+    if not len(samples):
+        raise InputError("there is no sample to evaluate; users need at least three events to have one")
+    unfiltered, filtered = [], []
+    starts = range(0, len(samples), batch_size)
+    for start in tqdm(starts, desc=description or "rank", disable=not progress, unit="batch"):
+        batch = list(samples[start : start + batch_size])
+        scores = score(batch)
+        targets = [sample.target for sample in batch]
+        unfiltered.append(target_ranks(scores, targets))
+        filtered.append(target_ranks(scores, targets, seen=[set(sample.history) for sample in batch]))
+        del scores  # or two batches would be alive while the next one is computed
+    return RankingReport(np.concatenate(unfiltered), np.concatenate(filtered), k)
+
+
+def history_scorer(
+    recommender: HistoryRecommender, device: torch.device | str | None = None
+) -> Callable[[list[SampleT]], Tensor]:
+    """Make the `score` argument of `evaluate_ranking` from a recommender over histories.
+
+    Args:
+        recommender: An ID recommender, `Popularity` or `ItemKNN`.
+        device: Where the histories are put; `None` is the CPU.
+
+    Returns:
+        A function from samples to `[B, I]` scores.
+    """
+
+    def score(samples: list[SampleT]) -> Tensor:
+        item_indices, mask = pad_histories([sample.history for sample in samples])
+        return recommender.scores(item_indices.to(device), mask.to(device))
+
+    return score

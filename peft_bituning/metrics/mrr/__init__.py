@@ -1,0 +1,1 @@
+"""Mean reciprocal rank as an `evaluate` module."""

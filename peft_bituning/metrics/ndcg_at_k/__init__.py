@@ -1,0 +1,1 @@
+"""NDCG@k as an `evaluate` module."""

@@ -1,0 +1,1 @@
+"""Recall@k as an `evaluate` module."""

@@ -1,0 +1,28 @@
+"""Frozen ID-based recommenders: the source of the collaborative information, and the baselines beside it."""
+
+from .base import IDRecommender, pack_histories, pad_histories
+from .bert4rec import BERT4Rec, BERT4RecConfig
+from .counting import ItemKNN, Popularity
+from .fitting import FitReport, default_fit_arguments, fit_recommender, validation_ndcg
+from .loading import build_recommender, load_recommender
+from .precomputed import Precomputed
+from .sasrec import SASRec, SASRecConfig
+
+__all__ = [
+    "BERT4Rec",
+    "BERT4RecConfig",
+    "FitReport",
+    "IDRecommender",
+    "ItemKNN",
+    "Popularity",
+    "Precomputed",
+    "SASRec",
+    "SASRecConfig",
+    "build_recommender",
+    "default_fit_arguments",
+    "fit_recommender",
+    "load_recommender",
+    "pack_histories",
+    "pad_histories",
+    "validation_ndcg",
+]

@@ -1,0 +1,253 @@
+"""What every frozen ID-based recommender offers: states of a history, scores of the catalog, a hash, a folder.
+
+Shapes: `B` rows, `N` history length, `L` real items of the longest row, `C` collaborative width, `I` catalog items.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import ArtifactError, InputError
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+class IDRecommender(nn.Module):
+    """A recommender that knows items by their catalog index only.
+
+    A subclass names its kind in `recommender_type` and gives `num_items`, `embedding_dim`, `max_length`,
+    `_encode_packed`, `scores`, `essentials`, `save_pretrained` and `from_pretrained`; the layout of a history (padding
+    side, holes, new items, length) is handled here, so that it can make no difference to the result.
+    """
+
+    recommender_type: str = ""
+    # Writes `config.json` and `model.safetensors`; only declared, so that `PreTrainedModel`'s own is not hidden.
+    save_pretrained: Any
+
+    @property
+    def num_items(self) -> int:
+        """Catalog size I."""
+        raise NotImplementedError
+
+    @property
+    def embedding_dim(self) -> int:
+        """Collaborative width C."""
+        raise NotImplementedError
+
+    @property
+    def max_length(self) -> int:
+        """Longest history used; of a longer one the last `max_length` items count."""
+        raise NotImplementedError
+
+    def essentials(self) -> dict[str, Any]:
+        """Return the settings that decide what the weights compute, as JSON values."""
+        raise NotImplementedError
+
+    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Score every catalog item as the next one.
+
+        Args:
+            item_indices: `[B, N]` catalog indices.
+            mask: `[B, N]`, true or 1 at real items.
+
+        Returns:
+            `[B, I]` float32.
+        """
+        raise NotImplementedError
+
+    def _encode_packed(self, item_indices: Tensor, lengths: Tensor) -> Tensor:
+        """Encode histories that begin at column 0: `[B, L]` indices, `[B]` lengths >= 1 -> `[B, L, C]`."""
+        raise NotImplementedError
+
+    def encoded_mask(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Tell which positions `encode` gives a state to.
+
+        Masked positions, items outside the catalog (new ones), and all but the last `max_length` items are left out.
+
+        Args:
+            item_indices: `[B, N]` integers.
+            mask: `[B, N]`, true or 1 at real items.
+
+        Returns:
+            `[B, N]` bool.
+
+        Raises:
+            InputError: Shapes or types do not fit.
+        """
+        if item_indices.ndim != 2 or mask.shape != item_indices.shape:
+            raise InputError(
+                "item_indices and mask must both have shape [rows, history length], "
+                f"got {list(item_indices.shape)} and {list(mask.shape)}"
+            )
+        if item_indices.dtype.is_floating_point or item_indices.dtype == torch.bool:
+            raise InputError(f"item_indices must be integers (catalog indices), got {item_indices.dtype}")
+        real = mask.bool() & (item_indices >= 0) & (item_indices < self.num_items)
+        from_the_end = real.flip(1).cumsum(1).flip(1)  # 1 at the last real item
+        return real & (from_the_end <= self.max_length)
+
+    @torch.no_grad()
+    def encode(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Return the last hidden states over each history, frozen: evaluation mode, no gradient.
+
+        Padding is inert whatever it holds and wherever it stands; see `encoded_mask` for the positions that get a
+        state, all others are zero.
+
+        Args:
+            item_indices: `[B, N]` catalog indices, oldest first.
+            mask: `[B, N]`, true or 1 at real items.
+
+        Returns:
+            `[B, N, C]` float32 states in the caller's layout.
+
+        Raises:
+            InputError: Shapes or types do not fit, or a state is not finite (the rows are named).
+        """
+        encoded = self.encoded_mask(item_indices, mask)
+        states = torch.zeros(*item_indices.shape, self.embedding_dim, device=item_indices.device)
+        rows = encoded.any(1).nonzero()[:, 0]  # rows with at least one item
+        if not len(rows):
+            return states
+        packed, lengths = pack_histories(item_indices[rows], encoded[rows])
+        was_training = self.training
+        self.eval()
+        packed_states = self._encode_packed(packed, lengths).float()
+        self.train(was_training)
+        inside = torch.arange(packed.shape[1], device=packed.device) < lengths[:, None]
+        states[encoded] = packed_states[inside]  # both run row by row, oldest first
+        bad = (~states.isfinite()).flatten(1).any(1).nonzero()[:, 0]
+        if len(bad):
+            raise InputError(
+                f"collaborative embeddings must be finite, got NaN or infinity in {len(bad)} of {len(states)} rows, "
+                f"first in rows {bad[:5].tolist()}; check the weights of the {self.recommender_type} recommender"
+            )
+        return states
+
+    def content_hash(self) -> str:
+        """Return the sha256 (hex) over the essential settings and every tensor's name, shape, type and bytes."""
+        digest = hashlib.sha256()
+        settings = {"recommender_type": self.recommender_type, **self.essentials()}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"\n{name} {list(values.shape)} {values.dtype}\n".encode())
+            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def pack_histories(item_indices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the real items of each row to its start, order kept.
+
+    Args:
+        item_indices: `[B, N]` integers.
+        mask: `[B, N]` bool.
+
+    Returns:
+        `[B, L]` indices with zeros after each row's end (L = the longest row's length), and `[B]` lengths.
+    """
+    lengths = mask.sum(1)
+    longest = int(lengths.max()) if len(lengths) else 0
+    order = torch.argsort(~mask, dim=1, stable=True)[:, :longest]
+    packed = item_indices.gather(1, order)
+    inside = torch.arange(longest, device=mask.device) < lengths[:, None]
+    return packed.masked_fill(~inside, 0), lengths
+
+
+def pad_histories(histories: Sequence[Sequence[int]], max_length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Put histories of catalog indices into one tensor, padded on the right.
+
+    Args:
+        histories: B histories, oldest item first; an empty one gives a masked row.
+        max_length: Keep only the last so many items of each.
+
+    Returns:
+        `[B, N]` int64 indices and `[B, N]` bool mask, N at least 1.
+    """
+    cut = [list(row) if max_length is None else list(row)[-max_length:] for row in histories]
+    width = max([len(row) for row in cut] + [1])
+    item_indices = torch.zeros(len(cut), width, dtype=torch.long)
+    mask = torch.zeros(len(cut), width, dtype=torch.bool)
+    for position, row in enumerate(cut):
+        item_indices[position, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[position, : len(row)] = True
+    return item_indices, mask
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read the `config.json` of a saved recommender.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Its fields.
+
+    Raises:
+        ArtifactError: The file is missing or is not a JSON object.
+    """
+    file = Path(folder) / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read ({error}); name the folder a recommender was saved to") from error
+    except ValueError as error:
+        raise ArtifactError(f"{file} is not JSON ({error}); it is truncated or damaged, copy it again") from error
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{file} must hold a JSON object, got {type(config).__name__}")
+    return config
+
+
+def fill_weights(model: nn.Module, weights_file: Path) -> None:
+    """Copy a safetensors file into a model, nothing missing, nothing over.
+
+    Args:
+        model: Model of the saved kind and sizes.
+        weights_file: The file.
+
+    Raises:
+        ArtifactError: The file is missing, truncated, or its tensors' names, shapes or types do not fit.
+    """
+    try:
+        saved = load_file(weights_file)
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{weights_file} is missing; the folder is incomplete, save the recommender again"
+        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{weights_file} cannot be read ({error}); it is truncated or damaged, copy it again"
+        ) from error
+    expected = model.state_dict()
+    check_names(weights_file, sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys()))
+    for name, tensor in expected.items():
+        if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
+            raise ArtifactError(
+                f"{weights_file}: tensor {name!r} must be {list(tensor.shape)} {tensor.dtype} by {CONFIG_FILE}, "
+                f"got {list(saved[name].shape)} {saved[name].dtype}"
+            )
+    model.load_state_dict(saved)
+
+
+def check_names(source: object, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Raise ArtifactError where a saved model lacks tensors or has some too many.
+
+    Args:
+        source: Where the tensors come from, for the message.
+        missing: Names that should be there.
+        unexpected: Names that should not.
+
+    Raises:
+        ArtifactError: Either is not empty.
+    """
+    if missing or unexpected:
+        raise ArtifactError(
+            f"{source} does not fit the recommender its {CONFIG_FILE} describes: "
+            f"missing tensors {list(missing)}, unexpected tensors {list(unexpected)}"
+        )

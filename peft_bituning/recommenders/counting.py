@@ -1,0 +1,167 @@
+"""Recommenders that only count: popularity and item-kNN, the floor every trained model is held against.
+
+Shapes: `B` rows, `N` history length, `I` catalog items.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError, DataError, InputError
+
+
+class Popularity:
+    """Score every item by how often it occurs in the training sequences, whatever the history.
+
+    Args:
+        num_items: Catalog size I.
+    """
+
+    def __init__(self, num_items: int) -> None:
+        _check_at_least_one("num_items", num_items)
+        self.num_items = num_items
+        self.counts = torch.zeros(num_items)
+
+    def fit(self, sequences: Sequence[Sequence[int]]) -> "Popularity":
+        """Count the events of the sequences.
+
+        Args:
+            sequences: Catalog indices; for test rows the training and validation events, for validation rows the
+                training events.
+
+        Returns:
+            Itself.
+
+        Raises:
+            DataError: An index lies outside the catalog.
+        """
+        _, items = _flatten(sequences, self.num_items)
+        self.counts = torch.from_numpy(np.bincount(items, minlength=self.num_items).astype(np.float32))
+        return self
+
+    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Return the counts for every row.
+
+        Args:
+            item_indices: `[B, N]` catalog indices.
+            mask: `[B, N]`, true or 1 at real items.
+
+        Returns:
+            `[B, I]` float32.
+        """
+        return self.counts.expand(len(item_indices), -1).clone()
+
+
+class ItemKNN:
+    """Score items by their tf-idf weighted cosine with the items of the history, recent ones counting more.
+
+    With `W[i, u] = sqrt(count of i in u) * log(I / (1 + number of items of u))` (a user of many items says less about
+    each) and `s(i, j) = cos(W[i], W[j])`, kept for the `neighbors` nearest of each item:
+    `score(j) = sum over the history of decay^age * s(i_age, j)`, age 0 being the last item.
+
+    Args:
+        num_items: Catalog size I.
+        neighbors: Nearest items kept for each item; an item is no neighbor of itself.
+        decay: Weight of an item relative to the one after it, in (0, 1].
+    """
+
+    def __init__(self, num_items: int, neighbors: int = 100, decay: float = 0.7) -> None:
+        _check_at_least_one("num_items", num_items)
+        _check_at_least_one("neighbors", neighbors)
+        if not 0 < decay <= 1:
+            raise ConfigurationError(f"decay must be in (0, 1], got {decay!r}")
+        self.num_items = num_items
+        self.neighbors = min(neighbors, num_items)
+        self.decay = decay
+        self.neighbor_items = np.zeros((num_items, self.neighbors), dtype=np.int64)  # [I, neighbors]
+        self.similarities = np.zeros((num_items, self.neighbors), dtype=np.float32)  # [I, neighbors]
+
+    def fit(self, sequences: Sequence[Sequence[int]]) -> "ItemKNN":
+        """Find every item's nearest items; one row of the similarity matrix is held at a time.
+
+        Args:
+            sequences: As `Popularity.fit`.
+
+        Returns:
+            Itself.
+
+        Raises:
+            DataError: An index lies outside the catalog.
+        """
+        users, items = _flatten(sequences, self.num_items)
+        pairs, counts = np.unique(users * self.num_items + items, return_counts=True)
+        users, items = pairs // self.num_items, pairs % self.num_items  # sorted by user
+        items_of_user = np.bincount(users, minlength=len(sequences))
+        idf = np.maximum(np.log(self.num_items) - np.log1p(items_of_user), 0.0)
+        weights = np.sqrt(counts) * idf[users]
+        norms = np.sqrt(np.bincount(items, weights**2, minlength=self.num_items))
+        weights = weights / np.maximum(norms[items], np.finfo(np.float64).tiny)
+
+        user_starts = np.concatenate([[0], np.cumsum(items_of_user)])
+        by_item = np.argsort(items, kind="stable")
+        item_starts = np.concatenate([[0], np.cumsum(np.bincount(items, minlength=self.num_items))])
+        for item in range(self.num_items):
+            events = by_item[item_starts[item] : item_starts[item + 1]]
+            others = _ranges(user_starts[users[events]], items_of_user[users[events]])
+            products = np.repeat(weights[events], items_of_user[users[events]]) * weights[others]
+            row = np.bincount(items[others], products, minlength=self.num_items)  # [I]
+            row[item] = 0.0  # or every item of the history would stand before all others
+            nearest = np.argsort(-row, kind="stable")[: self.neighbors]
+            self.neighbor_items[item] = nearest
+            self.similarities[item] = row[nearest]
+        return self
+
+    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Score every item by its similarity to the history.
+
+        Args:
+            item_indices: `[B, N]` catalog indices, oldest first; those outside the catalog count as masked.
+            mask: `[B, N]`, true or 1 at real items.
+
+        Returns:
+            `[B, I]` float32; 0 for items near to none of the history.
+
+        Raises:
+            InputError: Shapes do not fit.
+        """
+        if item_indices.ndim != 2 or mask.shape != item_indices.shape:
+            raise InputError(
+                "item_indices and mask must both have shape [rows, history length], "
+                f"got {list(item_indices.shape)} and {list(mask.shape)}"
+            )
+        indices = item_indices.cpu().numpy()
+        real = mask.cpu().bool().numpy() & (indices >= 0) & (indices < self.num_items)
+        ages = np.cumsum(real[:, ::-1], axis=1)[:, ::-1] - 1
+        rows, columns = np.nonzero(real)
+        items = indices[rows, columns]
+        weights = self.decay ** ages[rows, columns].astype(np.float64)
+        cells = rows[:, None] * self.num_items + self.neighbor_items[items]
+        values = weights[:, None] * self.similarities[items]
+        flat = np.bincount(cells.ravel(), values.ravel(), minlength=len(indices) * self.num_items)
+        return torch.from_numpy(flat.reshape(len(indices), self.num_items).astype(np.float32))
+
+
+def _flatten(sequences: Sequence[Sequence[int]], num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the user's position and the item of every event."""
+    users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+    items = np.fromiter((item for sequence in sequences for item in sequence), dtype=np.int64, count=len(users))
+    outside = items[(items < 0) | (items >= num_items)]
+    if outside.size:
+        raise DataError(
+            f"sequences hold catalog indices {outside[:5].tolist()} outside 0 to {num_items - 1}; "
+            "build the model with the size of this catalog"
+        )
+    return users, items
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenate `start .. start + length - 1` of every pair."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
+
+
+def _check_at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigurationError(f"{name} must be at least 1, got {value!r}")

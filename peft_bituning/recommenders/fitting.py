@@ -1,0 +1,247 @@
+"""Training of an ID-based recommender with early stopping on validation NDCG@10."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import ConfigurationError, DataError, NonFiniteLossError
+from ..metrics import ranking_metrics, target_ranks
+from .base import pad_histories
+from .transformer import ItemSequenceModel
+
+logger = logging.getLogger(__name__)
+
+# Batches are cut from pools of this many batches sorted by length: little padding, still shuffled.
+POOL_BATCHES = 16
+
+
+class HistoryAndTarget(Protocol):
+    """What fitting reads of a validation sample."""
+
+    @property
+    def history(self) -> Sequence[int]:
+        """Catalog indices, oldest first."""
+
+    @property
+    def target(self) -> int:
+        """Catalog index of the item that came next."""
+
+
+@dataclass
+class FitReport:
+    """What happened in a training run.
+
+    Args:
+        losses: Mean training loss of each epoch.
+        valid_ndcg: Validation NDCG@10 (unfiltered) of each validated epoch, by epoch number from 1; empty without
+            validation samples.
+        best_epoch: The epoch whose weights were kept (the last one without validation samples).
+        best_ndcg: Its validation NDCG@10, or `None`.
+        stopped_early: Whether patience ran out.
+        seconds: Wall-clock time.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    valid_ndcg: dict[int, float] = field(default_factory=dict)
+    best_epoch: int = 0
+    best_ndcg: float | None = None
+    stopped_early: bool = False
+    seconds: float = 0.0
+
+
+def fit_recommender(
+    model: ItemSequenceModel,
+    sequences: Sequence[Sequence[int]],
+    valid_samples: Sequence[HistoryAndTarget] = (),
+    *,
+    epochs: int = 100,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    patience: int = 10,
+    validate_every: int = 1,
+    max_seconds: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+) -> FitReport:
+    """Train a SASRec or BERT4Rec in place and leave it with the weights of its best epoch.
+
+    Args:
+        model: The model; it is moved to `device` and left there, in evaluation mode.
+        sequences: Training histories of catalog indices, oldest first; those with one item or none teach nothing.
+        valid_samples: Histories and targets for early stopping; without them the last epoch is kept.
+        epochs: Most passes over the training sequences.
+        batch_size: Rows of a step; a sequence longer than the model's window makes several rows.
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW.
+        patience: Stop after so many validations without a better NDCG@10.
+        validate_every: Epochs from one validation to the next.
+        max_seconds: Start no epoch after this wall-clock time; `None` has no limit. The result then depends on the
+            machine's speed.
+        seed: Of the shuffling, the masking and the dropout; torch's global random state is left as it was.
+        progress: Show a bar over the epochs.
+        device: Where to train; `None` is where the model is.
+
+    Returns:
+        The losses, the validation curve and the epoch kept.
+
+    Raises:
+        ConfigurationError: A setting is out of its range.
+        DataError: No sequence has two items, or an item lies outside the model's catalog.
+        NonFiniteLossError: The loss is NaN or infinite (epoch, step and cause are named).
+    """
+    settings: dict[str, int] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "patience": patience,
+        "validate_every": validate_every,
+    }
+    for name, setting in settings.items():
+        if setting < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {setting!r}")
+    if not learning_rate > 0:
+        raise ConfigurationError(f"learning_rate must be above 0, got {learning_rate!r}")
+    rows, lengths = _training_rows(model, sequences)
+    target_device = torch.device(device) if device is not None else model.item_weights.device
+    model.to(target_device)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    report = FitReport()
+    best_weights: dict[str, Tensor] | None = None
+    started = time.monotonic()
+    cuda_devices = [target_device] if target_device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda_devices):
+        torch.manual_seed(seed)
+        bar = tqdm(range(1, epochs + 1), desc=f"fit {model.recommender_type}", disable=not progress, unit="epoch")
+        for epoch in bar:
+            model.train()
+            loss_sum, row_sum = 0.0, 0
+            for step, batch in enumerate(_batches(lengths, batch_size, generator), start=1):
+                batch_lengths = lengths[batch]
+                batch_rows = rows[batch, : int(batch_lengths.max())]
+                loss = model.training_loss(batch_rows.to(target_device), batch_lengths.to(target_device), generator)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(_non_finite_message(model, epoch, step, value, learning_rate))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                loss_sum += value * len(batch)
+                row_sum += len(batch)
+            report.losses.append(loss_sum / row_sum)
+            out_of_time = max_seconds is not None and time.monotonic() - started > max_seconds
+            if not valid_samples:
+                report.best_epoch = epoch
+            elif epoch % validate_every == 0 or epoch == epochs or out_of_time:
+                ndcg = validation_ndcg(model, valid_samples)
+                report.valid_ndcg[epoch] = ndcg
+                if report.best_ndcg is None or ndcg > report.best_ndcg:
+                    report.best_epoch, report.best_ndcg = epoch, ndcg
+                    best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+                bar.set_postfix(loss=f"{report.losses[-1]:.4f}", ndcg=f"{ndcg:.4f}", best=f"{report.best_ndcg:.4f}")
+                validations_since = sum(1 for validated in report.valid_ndcg if validated > report.best_epoch)
+                if validations_since >= patience:
+                    report.stopped_early = True
+                    break
+            if out_of_time:
+                break
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    model.eval()
+    report.seconds = time.monotonic() - started
+    logger.info("%s kept epoch %d, NDCG@10 %s", model.recommender_type, report.best_epoch, report.best_ndcg)
+    return report
+
+
+def validation_ndcg(model: ItemSequenceModel, samples: Sequence[HistoryAndTarget], batch_size: int = 512) -> float:
+    """Return the unfiltered NDCG@10 of a model over samples.
+
+    Args:
+        model: The model.
+        samples: Histories and targets, at least one.
+        batch_size: Rows scored at once.
+
+    Returns:
+        NDCG@10, mid-rank ties.
+    """
+    ranks: list[float] = []
+    device = model.item_weights.device
+    by_length = sorted(samples, key=lambda sample: len(sample.history))
+    for start in range(0, len(by_length), batch_size):
+        batch = by_length[start : start + batch_size]
+        item_indices, mask = pad_histories([sample.history for sample in batch], model.max_length)
+        scores = model.scores(item_indices.to(device), mask.to(device))
+        ranks.extend(target_ranks(scores, [sample.target for sample in batch]))
+    return ranking_metrics(ranks, k=10)["ndcg@10"]
+
+
+def _training_rows(model: ItemSequenceModel, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Cut sequences into windows that share one item, so that every item but the first is a target once."""
+    windows: list[Sequence[int]] = []
+    for position, sequence in enumerate(sequences):
+        outside = [item for item in sequence if not 0 <= item < model.num_items]
+        if outside:
+            raise DataError(
+                f"training sequence {position} holds catalog indices {outside[:5]} outside 0 to {model.num_items - 1}; "
+                "build the model with the size of this catalog"
+            )
+        end = len(sequence)
+        while end >= model.minimum_training_length:
+            start = max(0, end - model.training_window)
+            windows.append(sequence[start:end])
+            end = start + 1
+    if not windows:
+        raise DataError(
+            f"no training sequence has {model.minimum_training_length} items or more, got {len(sequences)} sequences"
+        )
+    rows, _ = pad_histories(windows)
+    return rows, torch.tensor([len(window) for window in windows])
+
+
+def _batches(lengths: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    order = torch.randperm(len(lengths), generator=generator)
+    batches: list[Tensor] = []
+    for pool in order.split(batch_size * POOL_BATCHES):
+        batches.extend(pool[lengths[pool].argsort(stable=True)].split(batch_size))
+    for position in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[position]
+
+
+def _non_finite_message(model: ItemSequenceModel, epoch: int, step: int, value: float, learning_rate: float) -> str:
+    bad = [name for name, tensor in model.named_parameters() if not bool(torch.isfinite(tensor).all())]
+    cause = f"weights already not finite: {bad[:3]}" if bad else "the weights are finite, the loss itself overflowed"
+    return (
+        f"training {model.recommender_type}: the loss is {value} in epoch {epoch}, step {step} ({cause}); "
+        f"lower learning_rate (now {learning_rate}) or check the initial weights"
+    )
+
+
+def default_fit_arguments(kind: str) -> dict[str, Any]:
+    """Return the keyword arguments of `fit_recommender` that did best on validation.
+
+    Args:
+        kind: `"sasrec"` or `"bert4rec"`.
+
+    Returns:
+        A new dict.
+
+    Raises:
+        ConfigurationError: No such kind.
+    """
+    if kind not in _DEFAULTS:
+        raise ConfigurationError(f"kind must be one of {', '.join(_DEFAULTS)}, got {kind!r}")
+    return dict(_DEFAULTS[kind])
+
+
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "sasrec": {"epochs": 200, "batch_size": 128, "learning_rate": 1e-3, "weight_decay": 0.0, "patience": 10},
+    "bert4rec": {"epochs": 400, "batch_size": 128, "learning_rate": 1e-3, "weight_decay": 0.0, "patience": 20},
+}

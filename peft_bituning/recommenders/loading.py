@@ -1,0 +1,62 @@
+"""Recommenders by name: build a new one, load a saved one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ArtifactError, ConfigurationError
+from .base import CONFIG_FILE, IDRecommender, read_config
+from .bert4rec import BERT4Rec, BERT4RecConfig
+from .precomputed import Precomputed
+from .sasrec import SASRec, SASRecConfig
+
+_TRAINABLE: dict[str, tuple[type[SASRec] | type[BERT4Rec], type[SASRecConfig] | type[BERT4RecConfig]]] = {
+    "sasrec": (SASRec, SASRecConfig),
+    "bert4rec": (BERT4Rec, BERT4RecConfig),
+}
+
+
+def build_recommender(kind: str, num_items: int, *, seed: int = 0, **settings: Any) -> SASRec | BERT4Rec:
+    """Build an untrained recommender; the same seed gives the same weights.
+
+    Args:
+        kind: `"sasrec"` or `"bert4rec"`.
+        num_items: Catalog size I.
+        seed: Of the initial weights; torch's global random state is left as it was.
+        settings: Other fields of its config.
+
+    Returns:
+        The model, ready for `fit_recommender`.
+
+    Raises:
+        ConfigurationError: No such kind, or a setting is out of its range.
+    """
+    if kind not in _TRAINABLE:
+        raise ConfigurationError(f"kind must be one of {', '.join(_TRAINABLE)}, got {kind!r}")
+    model_class, config_class = _TRAINABLE[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_class(config_class(num_items=num_items, **settings))  # type: ignore[arg-type]
+
+
+def load_recommender(folder: str | Path) -> IDRecommender:
+    """Load a saved recommender of any kind, strictly; its `config.json` says which.
+
+    Args:
+        folder: What `save_pretrained` wrote.
+
+    Returns:
+        The recommender in evaluation mode.
+
+    Raises:
+        ArtifactError: A file is missing, truncated or damaged, the kind is unknown, or tensors are missing, unexpected
+            or mis-shaped.
+    """
+    kind = read_config(folder).get("model_type")
+    if kind == Precomputed.recommender_type:
+        return Precomputed.from_pretrained(folder)
+    if kind not in _TRAINABLE:
+        known = ", ".join([*_TRAINABLE, Precomputed.recommender_type])
+        raise ArtifactError(f"{Path(folder) / CONFIG_FILE}: model_type must be one of {known}, got {kind!r}")
+    return _TRAINABLE[kind][0].from_pretrained(folder)

@@ -1,0 +1,84 @@
+"""SASRec: a causal transformer over the history, the next item scored by its embedding.
+
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; trained with the full softmax over the catalog
+at every position. Shapes: `B` rows, `N` history length, `L` packed length, `C` width, `I` catalog items.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from .transformer import ItemSequenceConfig, ItemSequenceModel, mask_of_lengths
+
+
+class SASRecConfig(ItemSequenceConfig):
+    """Sizes of a `SASRec`; see `ItemSequenceConfig` for the arguments."""
+
+    model_type = "sasrec"
+
+    # transformers makes a dataclass of every config class that has no __init__ of its own
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+
+
+class SASRec(ItemSequenceModel):
+    """`transformers`' BERT stack with a causal mask; position 0 is the oldest item used.
+
+    Args:
+        config: Sizes.
+    """
+
+    config_class = SASRecConfig
+    config: SASRecConfig
+    recommender_type = "sasrec"
+    minimum_training_length: ClassVar[int] = 2
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__(config, causal=True, extra_tokens=0, extra_positions=0)
+        self.post_init()
+
+    @property
+    def training_window(self) -> int:
+        """Longest training row: every item but the first is a target."""
+        return self.max_length + 1
+
+    def _encode_packed(self, item_indices: Tensor, lengths: Tensor) -> Tensor:
+        # Padding comes after the real items, so the causal mask alone hides it.
+        return self.encoder(input_ids=item_indices).last_hidden_state  # [B, L, C]
+
+    @torch.no_grad()
+    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Score every item as the next one: `h_last . e_i`; an empty history scores all items 0.
+
+        Args:
+            item_indices: `[B, N]` catalog indices, oldest first.
+            mask: `[B, N]`, true or 1 at real items.
+
+        Returns:
+            `[B, I]` float32.
+
+        Raises:
+            InputError: As `encode`.
+        """
+        encoded = self.encoded_mask(item_indices, mask)
+        last = (encoded.cumsum(1) * encoded).argmax(1)  # [B] column of the last item; 0, a zero state, if there is none
+        states = self.encode(item_indices, mask)[torch.arange(len(last), device=last.device), last]  # [B, C]
+        return states @ self.item_weights.float().T
+
+    def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
+        """Return the cross-entropy of the next item over the catalog, averaged over all positions.
+
+        Args:
+            item_indices: `[B, L]` catalog indices from column 0 on.
+            lengths: `[B]` real items of each row, at least 2.
+            generator: Not used; every position is a target.
+
+        Returns:
+            Scalar loss.
+        """
+        states = self.encoder(input_ids=item_indices[:, :-1]).last_hidden_state  # [B, L-1, C]
+        is_target = mask_of_lengths(lengths - 1, states.shape[1])
+        logits = states[is_target] @ self.item_weights.T  # [M, I]
+        return functional.cross_entropy(logits, item_indices[:, 1:][is_target])

@@ -1,0 +1,194 @@
+"""The shared body of SASRec and BERT4Rec: `transformers`' BERT stack over item tokens.
+
+Shapes: `B` rows, `L` packed history length, `C` width, `I` catalog items, `M` training positions.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Generator, Tensor
+from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
+
+from ..errors import ArtifactError, ConfigurationError
+from .base import WEIGHTS_FILE, IDRecommender, check_names, fill_weights, read_config
+
+
+class ItemSequenceConfig(PreTrainedConfig):
+    """Sizes of a transformer over item sequences.
+
+    Args:
+        num_items: Catalog size I.
+        hidden_size: Width C of the states.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Heads of a block; `hidden_size` is a multiple of it.
+        intermediate_size: Width of the feed-forward layers; `None` is 4 x `hidden_size`.
+        max_history_length: Longest history used (`max_length` is a generation setting to `transformers`).
+        dropout: Probability for embeddings and sublayers in training.
+        attention_dropout: Probability for attention weights in training.
+        initializer_range: Standard deviation of the initial weights.
+    """
+
+    def __init__(
+        self,
+        num_items: int = 1,
+        hidden_size: int = 64,
+        num_hidden_layers: int = 2,
+        num_attention_heads: int = 2,
+        intermediate_size: int | None = None,
+        max_history_length: int = 50,
+        dropout: float = 0.2,
+        attention_dropout: float = 0.2,
+        initializer_range: float = 0.02,
+        **arguments: Any,
+    ) -> None:
+        if "max_length" in arguments:
+            raise ConfigurationError("max_length is not a field of this config, use max_history_length")
+        self.num_items = num_items
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
+        self.max_history_length = max_history_length
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.initializer_range = initializer_range
+        for name in ("num_items", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_history_length"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if hidden_size % num_attention_heads:
+            raise ConfigurationError(
+                f"hidden_size must be a multiple of num_attention_heads ({num_attention_heads}), got {hidden_size!r}"
+            )
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        super().__init__(**arguments)
+
+
+class ItemSequenceModel(IDRecommender, PreTrainedModel):
+    """A stack of BERT blocks over items, with the item embeddings as output weights."""
+
+    config_class: Any = ItemSequenceConfig
+    config: ItemSequenceConfig
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: ItemSequenceConfig, *, causal: bool, extra_tokens: int, extra_positions: int) -> None:
+        super().__init__(config)
+        self.encoder = BertModel(
+            BertConfig(
+                vocab_size=config.num_items + extra_tokens,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.num_hidden_layers,
+                num_attention_heads=config.num_attention_heads,
+                intermediate_size=config.intermediate_size,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.attention_dropout,
+                max_position_embeddings=config.max_history_length + extra_positions,
+                type_vocab_size=1,
+                initializer_range=config.initializer_range,
+                pad_token_id=None,
+                is_decoder=causal,
+                use_cache=False,
+                attn_implementation="sdpa",  # type: ignore[call-arg]
+            ),
+            add_pooling_layer=False,
+        )
+
+    @property
+    def num_items(self) -> int:
+        """Catalog size I."""
+        return self.config.num_items
+
+    @property
+    def embedding_dim(self) -> int:
+        """Collaborative width C."""
+        return self.config.hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """Longest history used."""
+        return self.config.max_history_length
+
+    def essentials(self) -> dict[str, Any]:
+        """Return the settings that decide what the weights compute."""
+        names = (
+            "num_items",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_history_length",
+        )
+        return {name: getattr(self.config, name) for name in names}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **arguments: Any) -> Any:
+        """Load a saved model from a folder or the Hub; strict where `transformers` warns.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            model_args: As in `transformers`.
+            arguments: As in `transformers`.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ArtifactError: Tensors are missing, unexpected, mis-shaped or unreadable.
+        """
+        if Path(pretrained_model_name_or_path).is_dir() and not (model_args or arguments):
+            folder = Path(pretrained_model_name_or_path)
+            config_fields = read_config(folder)
+            if config_fields.get("model_type") != cls.recommender_type:
+                raise ArtifactError(
+                    f"{folder} holds a recommender of model_type {config_fields.get('model_type')!r}, "
+                    f"{cls.__name__} loads {cls.recommender_type!r}; use load_recommender"
+                )
+            try:
+                model = cls(cls.config_class.from_dict(config_fields))  # type: ignore[call-arg]
+            except (TypeError, ValueError) as error:
+                raise ArtifactError(f"{folder}: the config does not describe a {cls.__name__}: {error}") from error
+            fill_weights(model, folder / WEIGHTS_FILE)
+            return model.eval()
+        wants_info = arguments.pop("output_loading_info", False)
+        try:
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **arguments
+            )
+        except (SafetensorError, RuntimeError) as error:
+            raise ArtifactError(f"{pretrained_model_name_or_path} cannot be loaded: {error}") from error
+        model, info = loaded
+        check_names(pretrained_model_name_or_path, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
+        return (model, info) if wants_info else model
+
+    def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
+        """Return the model's own training loss over one batch.
+
+        Args:
+            item_indices: `[B, L]` catalog indices from column 0 on, L at most `training_window`.
+            lengths: `[B]` real items of each row, at least `minimum_training_length`.
+            generator: Source of the randomness that is not dropout.
+
+        Returns:
+            Scalar loss.
+        """
+        raise NotImplementedError
+
+    @property
+    def training_window(self) -> int:
+        """Longest training row."""
+        raise NotImplementedError
+
+    minimum_training_length: ClassVar[int] = 2
+
+    @property
+    def item_weights(self) -> Tensor:
+        """Item embeddings `[I, C]`, input and output alike."""
+        return self.encoder.embeddings.word_embeddings.weight[: self.num_items]
+
+
+def mask_of_lengths(lengths: Tensor, width: int) -> Tensor:
+    """Return `[B, width]` bool, true before each row's length."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]

@@ -1,0 +1,62 @@
+"""The manifest of a saved folder: the sha256 of every file it needs."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import ArtifactError
+
+MANIFEST_FILE = "manifest.json"
+
+
+def write_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Write the manifest of a folder.
+
+    Args:
+        folder: the folder.
+        names: its files, relative, with forward slashes.
+    """
+    digests = {name: _sha256(folder / name) for name in sorted(names)}
+    (folder / MANIFEST_FILE).write_text(json.dumps({"sha256": digests}, indent=2) + "\n", encoding="utf-8")
+
+
+def check_manifest(folder: Path) -> list[str]:
+    """Check every file of a folder against its manifest.
+
+    Args:
+        folder: a folder that `write_manifest` saw.
+
+    Returns:
+        The names of its files.
+
+    Raises:
+        ArtifactError: the manifest or a file is missing, or a file is not the one that was saved.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        digests = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{folder} holds no {MANIFEST_FILE}, so it is no saved LaserRecommender; give the output_dir of a finished "
+            "training run, or load a bare adapter with peft.PeftModel.from_pretrained"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{MANIFEST_FILE} cannot be read ({error}); download or save the folder again") from error
+    missing = [name for name in digests if not (folder / name).is_file()]
+    if missing:
+        raise ArtifactError(
+            f"{len(missing)} files are missing, first {missing[0]}; the download or copy is incomplete, repeat it"
+        )
+    changed = [name for name, digest in digests.items() if _sha256(folder / name) != digest]
+    if changed:
+        raise ArtifactError(
+            f"{len(changed)} files are not the ones that were saved (sha256 differs), first {changed[0]}; they are "
+            "truncated or were changed, download or save the folder again"
+        )
+    return list(digests)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,232 @@
+"""Checkpoints that survive a kill at any moment."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+STATE_FILE = "state.json"
+MARKER_FILE = "complete.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: JSON state and groups of tensors, never the frozen weights.
+
+    Args:
+        state: anything JSON can hold.
+        tensors: groups of tensors by name; each becomes one safetensors file.
+    """
+
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+class CheckpointStore:
+    """A folder of checkpoints, of which at least one is usable once one was written.
+
+    A checkpoint is written to a temporary folder, synced, renamed, marked complete with the sha256 of its files,
+    and only then are older ones removed.
+
+    Args:
+        folder: where they are kept.
+        keep: how many complete ones.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def complete(self) -> list[Path]:
+        """Return the folders of complete checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.glob("step-*") if (path / MARKER_FILE).is_file()]
+        return sorted(found, key=lambda path: path.name)
+
+    def save(self, step: int, checkpoint: Checkpoint, constant: str = "") -> Path:
+        """Write a checkpoint.
+
+        Args:
+            step: optimizer updates so far, over both stages; part of the folder's name.
+            checkpoint: what to write.
+            constant: groups whose name begins with this never change under one name: where the newest checkpoint
+                has such a file, it is linked and not written again.
+
+        Returns:
+            The checkpoint's folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        previous = self.complete()
+        number = int(previous[-1].name.split("-")[1]) + 1 if previous else 0
+        name = f"step-{number:08d}-{step:08d}"
+        temporary = self.folder / f"tmp-{name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for group, tensors in checkpoint.tensors.items():
+            target = temporary / f"{group}.safetensors"
+            if constant and group.startswith(constant) and previous and (previous[-1] / target.name).is_file():
+                _link(previous[-1] / target.name, target)
+            else:
+                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, target)
+        (temporary / STATE_FILE).write_text(json.dumps(checkpoint.state))
+        marker = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        for path in temporary.iterdir():
+            _sync(path)
+        _sync(temporary)
+        final = self.folder / name
+        if final.exists():  # a kill came between its renaming and its marking
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync(self.folder)
+        pending = final / f"{MARKER_FILE}.tmp"
+        pending.write_text(json.dumps(marker))
+        _sync(pending)
+        os.rename(pending, final / MARKER_FILE)
+        _sync(final)
+        self._rotate(final)
+        return final
+
+    def load_latest(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is complete and whole.
+
+        Returns:
+            The checkpoint, or None where none was ever completed.
+
+        Raises:
+            CheckpointError: there are complete ones, but every one of them is damaged.
+        """
+        problems: list[str] = []
+        for folder in reversed(self.complete()):
+            try:
+                return self._load(folder)
+            except CheckpointError as error:
+                problems.append(str(error))
+        if problems:
+            raise CheckpointError(
+                f"none of the {len(problems)} checkpoints in {self.folder.name} can be used: {'; '.join(problems)}; "
+                "start again with --overwrite_output_dir"
+            )
+        return None
+
+    def clear(self) -> None:
+        """Remove every checkpoint."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _load(self, folder: Path) -> Checkpoint:
+        try:
+            for name, digest in _read_json(folder / MARKER_FILE).items():
+                if _sha256(folder / name) != digest:
+                    raise CheckpointError(f"{folder.name}/{name} was changed after it was written")
+            state = _read_json(folder / STATE_FILE)
+            tensors = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise CheckpointError(f"{folder.name} cannot be read ({error})") from error
+        return Checkpoint(state, tensors)
+
+    def _rotate(self, newest: Path) -> None:
+        for folder in self.complete()[: -self.keep]:
+            (folder / MARKER_FILE).unlink()  # incomplete first, so that a half-removed one is never read
+            shutil.rmtree(folder)
+        for leftover in [*self.folder.glob("tmp-*"), *self.folder.glob("step-*")]:
+            if leftover != newest and not (leftover / MARKER_FILE).is_file():
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Split an optimizer's state into JSON and tensors.
+
+    Args:
+        optimizer: any optimizer whose state values are tensors and numbers.
+
+    Returns:
+        Its JSON part and its tensors, by `<parameter number>.<name>`.
+    """
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{key}": value
+        for index, values in state["state"].items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    numbers = {
+        f"{index}.{key}": value
+        for index, values in state["state"].items()
+        for key, value in values.items()
+        if not isinstance(value, Tensor)
+    }
+    return {"groups": state["param_groups"], "numbers": numbers}, tensors
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Put back what `flatten_optimizer` took out.
+
+    Args:
+        optimizer: over the same parameters, in the same order.
+        saved: the JSON part.
+        tensors: the tensors.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *saved["numbers"].items()]:
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": saved["groups"]})
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of the random generators of Python, numpy and torch, as JSON can hold them."""
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(saved: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    version, internal, gauss = saved["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = saved["numpy"]
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(torch.tensor(saved["torch"], dtype=torch.uint8))
+    if saved["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([torch.tensor(state, dtype=torch.uint8) for state in saved["cuda"]])
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,57 @@
+"""Full ranking with the model at hand, on all processes together."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..catalog.encoder import HistoryEncoder
+from ..catalog.item_table import ItemTable
+from ..data.samples import Sample
+from ..evaluation import RankingReport, evaluate_ranking
+
+USERS_A_PASS = 1024
+
+
+def rank_users(
+    encoder: HistoryEncoder,
+    samples: Sequence[Sample],
+    table: ItemTable,
+    progress: bool = False,
+    description: str = "evaluating",
+    swap_collaborative: bool = False,
+) -> RankingReport:
+    """Rank the whole catalog for users; every process must call it.
+
+    Args:
+        encoder: holds the weights to rank with.
+        samples: one row a user.
+        table: the item table.
+        progress: show a progress bar.
+        description: its label.
+        swap_collaborative: give every user the collaborative embeddings of another, to see what they matter.
+
+    Returns:
+        The report; the same on every process.
+    """
+    table = table.to(encoder.device)
+    generator = torch.Generator().manual_seed(0)
+
+    def score(batch: Sequence[Sample]) -> Tensor:
+        histories = [sample.history for sample in batch]
+        others = None
+        if swap_collaborative:
+            # Rolled along a random cycle: nobody keeps their own.
+            cycle = torch.randperm(len(batch), generator=generator).tolist()
+            other_of = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+            others = [histories[other_of[row]] for row in range(len(batch))]
+        users = encoder.encode(
+            histories,
+            distributed=True,
+            progress=progress,
+            description=description,
+            collaborative_histories=others,
+        )
+        return table.scores(users.to(encoder.device))
+
+    return evaluate_ranking(score, samples, batch_size=USERS_A_PASS)

@@ -1,0 +1,397 @@
+"""The two training stages (paper Section 3.3.2)."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..catalog.encoder import HistoryEncoder
+from ..catalog.item_table import ItemTable
+from ..data.samples import LeaveOneOut, Sample
+from ..errors import CheckpointError
+from .arguments import LaserArguments
+from .batches import plan_updates
+from .checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    flatten_optimizer,
+    random_state,
+    restore_optimizer,
+    restore_random_state,
+)
+from .loop import UpdateLoop
+from .ranking import rank_users
+from .state import RunningMeans, TrainingState
+
+logger = logging.getLogger(__name__)
+
+ADAPTER = "default"
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ItemSide:
+    """An item table and the weights that encoded it.
+
+    Args:
+        epoch: the epoch of stage 1, from 1, that began with it.
+        weights: A.
+        table: the item table.
+    """
+
+    epoch: int
+    weights: Weights
+    table: ItemTable
+
+    def to_tensors(self) -> Weights:
+        """Return everything as tensors for one file."""
+        return {"table": self.table.embeddings, **{f"weights.{name}": value for name, value in self.weights.items()}}
+
+    @classmethod
+    def from_tensors(cls, epoch: int, tensors: Weights) -> "ItemSide":
+        """Build the item side from what `to_tensors` returned."""
+        weights = {name.removeprefix("weights."): value for name, value in tensors.items() if name != "table"}
+        return cls(epoch, weights, ItemTable(tensors["table"]))
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage keeps.
+
+    Args:
+        user_weights: A', the adapter of the best epoch.
+        item_side: the item table it was validated on, and A, which encoded it.
+    """
+
+    user_weights: Weights
+    item_side: ItemSide
+
+
+class TwoStageTraining:
+    """Trains the adapter: stage 1 refreshes the item table every epoch, stage 2 keeps the best one.
+
+    Stage 1 encodes the table with the weights A at the start of an epoch, trains against it and validates the new
+    weights A' on it; the epoch with the best validation NDCG gives A', A and the table. Stage 2 starts from A',
+    keeps the table fixed, and keeps its own best epoch.
+
+    Args:
+        accelerator: accelerate's device, precision and process handling.
+        model: the PEFT model, not yet prepared.
+        encoder: encodes without gradients, on the unwrapped model.
+        split: who is trained and validated on what.
+        num_items: I.
+        arguments: the run's settings.
+        store: where checkpoints go.
+        identity: hashes of data, recommender and base model that a resumed run must share.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: PeftModel,
+        encoder: HistoryEncoder,
+        split: LeaveOneOut,
+        num_items: int,
+        arguments: LaserArguments,
+        store: CheckpointStore,
+        identity: dict[str, Any],
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.encoder = encoder
+        self.split = split
+        self.num_items = num_items
+        self.arguments = arguments
+        self.store = store
+        self.identity = {**identity, "arguments": arguments.trajectory(), "processes": accelerator.num_processes}
+        self.state = TrainingState()
+        self.validation = validation_samples(split, arguments)
+        self.rows_per_update = (
+            arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
+        )
+        self.items: ItemSide | None = None
+        self.best: StageResult | None = None
+        self.stage1: StageResult | None = None
+        self._loop: UpdateLoop | None = None
+        self._prepared: torch.nn.Module | None = None
+        self._started = time.perf_counter()
+
+    # ------------------------------------------------------------------ stages
+
+    def run(self, first_table: ItemTable | None = None) -> tuple[StageResult, StageResult]:
+        """Run both stages, from the last checkpoint where `arguments.resume` is set.
+
+        Args:
+            first_table: the item table of the untrained adapter, where it is at hand already.
+
+        Returns:
+            What stage 1 and stage 2 keep; the same where `stage2_epochs` is 0.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to another run.
+            NonFiniteLossError: training met a loss that is not finite.
+        """
+        saved = self.store.load_latest() if self.arguments.resume else None
+        if saved is not None:
+            self._restore(saved)
+        elif first_table is not None:
+            self.items = ItemSide(1, self._weights(), first_table)
+        while self.state.stage <= 2:
+            self._run_stage()
+        if self.stage1 is None or self.best is None:
+            raise CheckpointError("the checkpoint holds no result of stage 1; start again with --overwrite_output_dir")
+        return self.stage1, self.best
+
+    def _run_stage(self) -> None:
+        state, arguments = self.state, self.arguments
+        epochs = arguments.stage1_epochs if state.stage == 1 else arguments.stage2_epochs
+        while state.epoch < epochs and state.epoch - state.best_epoch < arguments.early_stopping_patience:
+            self._run_epoch()
+            self._save()
+        if state.epoch < epochs:
+            logger.info("stage %d stops early after epoch %d", state.stage, state.epoch)
+        if self.best is None:
+            self.best = self.stage1
+        if state.stage == 1:
+            self.stage1 = self.best
+            self.best = None
+            if self.stage1 is not None:
+                self.set_weights(self.stage1.user_weights)
+                self.items = self.stage1.item_side
+        state.stage, state.epoch, state.update = state.stage + 1, 0, 0
+        state.best_epoch, state.best_metric = 0, -1.0
+        self._loop = None
+        self._save()
+
+    def _run_epoch(self) -> None:
+        state, arguments = self.state, self.arguments
+        started = time.perf_counter()
+        if self.items is None or (state.stage == 1 and self.items.epoch != state.epoch + 1):
+            self.items = ItemSide(state.epoch + 1, self._weights(), self._encode_items())
+        table = self.items.table.to(self.accelerator.device)
+        samples = self._epoch_samples(self._epoch_number())
+        updates = self._plan(samples, self._epoch_number())
+        loop = self._loop or self._start_loop()
+        self.model.train()
+        with tqdm(
+            total=len(updates),
+            initial=state.update,
+            desc=f"stage {state.stage} epoch {state.epoch + 1}",
+            unit="update",
+            disable=not self._progress,
+            leave=False,
+        ) as bar:
+            while state.update < len(updates):
+                where = f"stage {state.stage}, epoch {state.epoch + 1}, update {state.update + 1}"
+                values = loop.run(samples, updates[state.update], table, where)
+                state.update += 1
+                state.global_step += 1
+                self._log(values)
+                bar.set_postfix(loss=f"{values['loss']:.3f}")
+                bar.update()
+                if state.global_step % arguments.save_steps == 0 and state.update < len(updates):
+                    self._save()
+        self._end_epoch(self.items, table, time.perf_counter() - started)
+
+    def _end_epoch(self, items: ItemSide, table: ItemTable, seconds: float) -> None:
+        state = self.state
+        report = rank_users(self.encoder, self.validation, table, self._progress, f"validating epoch {state.epoch + 1}")
+        metrics = report.metrics()
+        total = sum(state.expert_rows)
+        record: dict[str, Any] = {
+            "stage": state.stage,
+            "epoch": state.epoch + 1,
+            "global_step": state.global_step,
+            **{f"train_{name}": value for name, value in state.since_epoch.means().items()},
+            "valid": metrics,
+            "expert_load": [rows / total for rows in state.expert_rows] if total else None,
+            "seconds": seconds,
+        }
+        state.epochs.append(record)
+        state.since_epoch, state.expert_rows = RunningMeans(), []
+        state.epoch, state.update = state.epoch + 1, 0
+        metric = metrics["unfiltered"]["ndcg@10"]
+        if metric > state.best_metric:
+            state.best_metric, state.best_epoch = metric, state.epoch
+            self.best = StageResult(self._weights(), items)
+        self.accelerator.log({"valid_ndcg@10": metric, "stage": state.stage}, step=state.global_step)
+        if self.accelerator.is_main_process:
+            logger.info(
+                "stage %d epoch %d: train loss %.4f, validation NDCG@10 %.4f, expert load %s, %.0f s",
+                state.stage,
+                state.epoch,
+                record["train_loss"],
+                metric,
+                "-" if record["expert_load"] is None else [round(share, 2) for share in record["expert_load"]],
+                seconds,
+            )
+
+    # ------------------------------------------------------------------ pieces
+
+    @property
+    def _progress(self) -> bool:
+        return self.accelerator.is_main_process and not self.arguments.disable_tqdm
+
+    def _epoch_number(self) -> int:
+        return self.state.epoch + (self.arguments.stage1_epochs if self.state.stage == 2 else 0)
+
+    def _epoch_samples(self, epoch: int) -> list[Sample]:
+        arguments = self.arguments
+        samples = self.split.training_samples(arguments.cuts, arguments.seed, epoch)  # type: ignore[arg-type]
+        return samples[: arguments.max_samples_per_epoch]
+
+    def _plan(self, samples: Sequence[Sample], epoch: int) -> list[list[int]]:
+        lengths = [self.encoder.collator.length(sample.history) for sample in samples]
+        return plan_updates(lengths, self.rows_per_update, self.arguments.seed, epoch)
+
+    def _encode_items(self) -> ItemTable:
+        embeddings = self.encoder.encode_items(self.num_items, distributed=True, progress=self._progress)
+        return ItemTable.from_embeddings(embeddings)
+
+    def _start_loop(self) -> UpdateLoop:
+        arguments, stage = self.arguments, self.state.stage
+        rate = arguments.learning_rate
+        epochs = arguments.stage1_epochs
+        if stage == 2:
+            rate, epochs = arguments.stage2_learning_rate or rate / 3, arguments.stage2_epochs
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        updates = -(-len(self._epoch_samples(0)) // self.rows_per_update)
+        optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=arguments.weight_decay)
+        if self._prepared is None:
+            self._prepared = self.accelerator.prepare(self.model)
+        optimizer = self.accelerator.prepare(optimizer)
+        encoder = HistoryEncoder(
+            self._prepared,
+            self.encoder.collator,
+            self.encoder.recommender,
+            self.accelerator.device,
+            self.encoder.batch_size,
+        )
+        config = self.model.peft_config[ADAPTER]
+        self._loop = UpdateLoop(
+            self.accelerator,
+            encoder,
+            self._prepared,
+            optimizer,
+            arguments,
+            getattr(config, "router_aux_loss_coef", 0.0),
+            updates * epochs,
+        )
+        return self._loop
+
+    def _log(self, values: dict[str, Any]) -> None:
+        state = self.state
+        numbers = {name: values[name] for name in ("loss", "contrastive_loss", "aux_loss", "grad_norm", "tokens")}
+        state.since_log.add(numbers)
+        state.since_epoch.add(numbers)
+        counts = values["expert_rows"]
+        state.expert_rows = [a + b for a, b in zip(state.expert_rows or [0] * len(counts), counts, strict=True)]
+        if state.global_step % self.arguments.logging_steps:
+            return
+        means = {**state.since_log.means(), "learning_rate": values["learning_rate"]}
+        state.since_log = RunningMeans()
+        state.log_history.append({"stage": state.stage, "epoch": state.epoch + 1, "step": state.global_step, **means})
+        self.accelerator.log(means, step=state.global_step)
+
+    def _weights(self) -> Weights:
+        weights = get_peft_model_state_dict(self.model, adapter_name=ADAPTER, save_embedding_layers=False)
+        return {name: value.detach().cpu().clone() for name, value in weights.items()}
+
+    def set_weights(self, weights: Weights) -> None:
+        """Put weights into the trained adapter."""
+        set_peft_model_state_dict(self.model, weights, adapter_name=ADAPTER)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save(self) -> None:
+        """Write a checkpoint; all processes call it."""
+        states = gather_object([random_state()])
+        if self.accelerator.is_main_process:
+            state = self.state
+            state.seconds += time.perf_counter() - self._started
+            self._started = time.perf_counter()
+            groups = {"adapter": self._weights()}
+            sides = [self.items]
+            numbers: dict[str, int] = {}
+            for name, result in (("best", self.best), ("stage1", self.stage1)):
+                if result is not None:
+                    groups[name] = result.user_weights
+                    numbers[name] = result.item_side.epoch
+                    sides.append(result.item_side)
+            if self.items is not None:
+                numbers["current"] = self.items.epoch
+            groups |= {f"items-{side.epoch}": side.to_tensors() for side in sides if side is not None}
+            values: dict[str, Any] = {
+                "identity": self.identity,
+                "training": state.to_dict(),
+                "random": states,
+                "item_sides": numbers,
+                "optimizer": None,
+                "scheduler": None,
+            }
+            if self._loop is not None:
+                values["optimizer"], tensors = flatten_optimizer(self._loop.optimizer)
+                values["scheduler"] = self._loop.scheduler.state_dict()
+                groups["optimizer"] = tensors
+            if self.accelerator.scaler is not None:
+                values["scaler"] = self.accelerator.scaler.state_dict()
+            self.store.save(state.global_step, Checkpoint(values, groups), constant="items-")
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, saved: Checkpoint) -> None:
+        if saved.state["identity"] != self.identity:
+            different = _differences(saved.state["identity"], self.identity)
+            raise CheckpointError(
+                f"the checkpoint belongs to another run: {'; '.join(different)}; resume with the same settings, or "
+                "start again with --overwrite_output_dir"
+            )
+        tensors = saved.tensors
+        self.state = TrainingState.from_dict(saved.state["training"])
+        self.set_weights(tensors["adapter"])
+        sides = {
+            epoch: ItemSide.from_tensors(epoch, tensors[f"items-{epoch}"])
+            for epoch in set(saved.state["item_sides"].values())
+        }
+        numbers = saved.state["item_sides"]
+        self.items = sides[numbers["current"]] if "current" in numbers else None
+        self.best = StageResult(tensors["best"], sides[numbers["best"]]) if "best" in numbers else None
+        self.stage1 = StageResult(tensors["stage1"], sides[numbers["stage1"]]) if "stage1" in numbers else None
+        if saved.state["optimizer"] is not None:
+            loop = self._start_loop()
+            restore_optimizer(loop.optimizer, saved.state["optimizer"], tensors["optimizer"])
+            loop.scheduler.load_state_dict(saved.state["scheduler"])
+        if self.accelerator.scaler is not None and "scaler" in saved.state:
+            self.accelerator.scaler.load_state_dict(saved.state["scaler"])
+        restore_random_state(saved.state["random"][self.accelerator.process_index])
+        state = self.state
+        logger.info("resuming at stage %d, epoch %d, update %d", state.stage, state.epoch + 1, state.update)
+
+
+def validation_samples(split: LeaveOneOut, arguments: LaserArguments) -> list[Sample]:
+    """Return the users to validate on, all of them or a seeded draw of `max_validation_users`."""
+    samples = split.samples("valid")
+    limit = arguments.max_validation_users
+    if limit is None or limit >= len(samples):
+        return samples
+    generator = torch.Generator().manual_seed(arguments.seed)
+    chosen = torch.randperm(len(samples), generator=generator)[:limit].sort().values
+    return [samples[index] for index in chosen.tolist()]
+
+
+def _differences(saved: dict[str, Any], found: dict[str, Any], prefix: str = "") -> list[str]:
+    different: list[str] = []
+    for key in sorted({*saved, *found}):
+        before, now = saved.get(key), found.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            different.extend(_differences(before, now, f"{prefix}{key}."))
+        elif before != now:
+            different.append(f"{prefix}{key} was {before!r} and is {now!r}")
+    return different

@@ -1,0 +1,18 @@
+"""Bi-Tuning: trainable virtual tokens before and after the text of a frozen language model (paper Section 3)."""
+
+from ...registration import register_tuner
+from .config import BiTuningConfig
+from .encoders import PrefixEncoder, prefix_encoders, register_prefix_encoder
+from .model import BiTuningModel
+from .outputs import BiTuningOutput
+
+register_tuner("bituning", config_cls=BiTuningConfig, model_cls=BiTuningModel)
+
+__all__ = [
+    "BiTuningConfig",
+    "BiTuningModel",
+    "BiTuningOutput",
+    "PrefixEncoder",
+    "prefix_encoders",
+    "register_prefix_encoder",
+]

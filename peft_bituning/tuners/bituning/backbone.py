@@ -1,0 +1,139 @@
+"""The headless part of a language model: what turns token embeddings into hidden states."""
+
+import inspect
+from contextlib import suppress
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...errors import ContextLengthError, UnsupportedModelError
+
+INITIAL_SCALE = 0.02
+
+
+def find_backbone(model: PreTrainedModel) -> nn.Module:
+    """Find the module that runs the transformer without its language-model head.
+
+    Args:
+        model: a causal LM, or its headless model.
+
+    Returns:
+        The module that owns the input embeddings and takes `inputs_embeds`.
+
+    Raises:
+        UnsupportedModelError: the model is an encoder, an encoder-decoder, or has no such module.
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"the base model must be a decoder-only (causal) language model, got the encoder-decoder "
+            f"{type(model).__name__}; load one with AutoModelForCausalLM, such as SmolLM2, Llama or Qwen"
+        )
+    if not hasattr(model, "get_input_embeddings"):
+        raise UnsupportedModelError(
+            f"the base model must be a transformers causal language model, got {type(model).__name__}; load one "
+            "with AutoModelForCausalLM.from_pretrained"
+        )
+    embeddings = model.get_input_embeddings()
+    for candidate in _candidates(model):
+        if candidate is model or not isinstance(candidate, nn.Module):
+            continue
+        if _takes_embeddings(candidate) and any(module is embeddings for module in candidate.modules()):
+            return candidate
+    if model.get_output_embeddings() is None and _takes_embeddings(model):
+        _refuse_encoder(model)
+        return model
+    raise UnsupportedModelError(
+        f"the base model must have a headless backbone that takes `inputs_embeds` and owns the token embeddings, "
+        f"got {type(model).__name__}, where none was found"
+    )
+
+
+def token_width(model: PreTrainedModel) -> int:
+    """Return D, the width of the token embeddings (not always the hidden size).
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        D.
+    """
+    embeddings = model.get_input_embeddings()
+    return int(getattr(embeddings, "embedding_dim", None) or embeddings.weight.shape[-1])
+
+
+def embedding_scale(model: PreTrainedModel) -> float:
+    """Measure the standard deviation of the embedding module's output over a sample of the vocabulary.
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        The standard deviation; 0.02 where the weights are not in memory (meta device, ZeRO-3).
+    """
+    embeddings = model.get_input_embeddings()
+    weight = embeddings.weight
+    if weight.is_meta or weight.numel() == 0:
+        return INITIAL_SCALE
+    sample = torch.arange(0, embeddings.num_embeddings, max(1, embeddings.num_embeddings // 512), device=weight.device)
+    with torch.no_grad():
+        scale = float(embeddings(sample).float().std())
+    return scale if scale > 0 else INITIAL_SCALE
+
+
+def eos_token_id(model: PreTrainedModel) -> int | None:
+    """Return the id of the end-of-sequence token that the model's configuration names, or None."""
+    value = getattr(model.config.get_text_config(), "eos_token_id", None)
+    return value[0] if isinstance(value, list | tuple) else value
+
+
+def check_context(model: PreTrainedModel, num_prefix: int, num_text: int, num_suffix: int) -> None:
+    """Check that prefix, text and suffix fit the model's context: `P + T + 1 <= max_position_embeddings`.
+
+    Args:
+        model: a transformers model; one without a stated maximum takes any length.
+        num_prefix: P, tokens.
+        num_text: text tokens of the longest row.
+        num_suffix: 1 with a suffix, else 0.
+
+    Raises:
+        ContextLengthError: it says by how many tokens the longest row is too long.
+    """
+    limit = max_positions(model)
+    total = num_prefix + num_text + num_suffix
+    if limit is not None and total > limit:
+        raise ContextLengthError(
+            f"prefix + text + suffix must fit max_position_embeddings ({limit}), got {num_prefix} + {num_text} + "
+            f"{num_suffix} = {total}, {total - limit} tokens too many; shorten the text (the newest items stay) or "
+            "use fewer virtual tokens"
+        )
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Return the longest row that the model's configuration allows, or None where it names none."""
+    value = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(value) if value else None
+
+
+def _candidates(model: PreTrainedModel) -> list[object]:
+    found: list[object] = []
+    if hasattr(model, "get_decoder"):
+        with suppress(AttributeError, NotImplementedError):
+            found.append(model.get_decoder())
+    found.append(getattr(model, "base_model", None))
+    return found
+
+
+def _takes_embeddings(module: nn.Module) -> bool:
+    return "inputs_embeds" in inspect.signature(module.forward).parameters
+
+
+def _refuse_encoder(model: PreTrainedModel) -> None:
+    kind = getattr(model.config, "model_type", "")
+    encoders = {"bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta", "deberta-v2", "albert", "mpnet"}
+    if kind in encoders and not getattr(model.config, "is_decoder", False):
+        raise UnsupportedModelError(
+            f"the base model must be a decoder-only (causal) language model, got the encoder {type(model).__name__}; "
+            "load one with AutoModelForCausalLM, such as SmolLM2, Llama or Qwen"
+        )

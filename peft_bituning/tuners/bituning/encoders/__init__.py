@@ -1,0 +1,18 @@
+"""What makes the prefix: encoders of collaborative information, pluggable by name."""
+
+from .base import Prefix, PrefixEncoder, build_prefix_encoder, prefix_encoders, register_prefix_encoder
+from .linear import LinearEncoder
+from .mformer import MFormer
+from .static import NoPrefix, StaticPrefix
+
+__all__ = [
+    "LinearEncoder",
+    "MFormer",
+    "NoPrefix",
+    "Prefix",
+    "PrefixEncoder",
+    "StaticPrefix",
+    "build_prefix_encoder",
+    "prefix_encoders",
+    "register_prefix_encoder",
+]

@@ -1,0 +1,98 @@
+"""The one tuner layer of a Bi-Tuning model: every adapter's prefix encoder and suffix."""
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ...errors import ConfigurationError, UnsupportedOperationError
+from .config import BiTuningConfig
+from .encoders import PrefixEncoder
+
+
+class AdapterDict(nn.ModuleDict):
+    """A `ModuleDict` that takes any adapter name, such as `items`, which `nn.ModuleDict` has as a method."""
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add an entry under a name, whatever attributes the class has."""
+        if not name or "." in name:
+            raise ConfigurationError(f"an adapter's name must be non-empty and without dots, got {name!r}")
+        self._modules[name] = module  # type: ignore[assignment]
+
+
+class VirtualTokens(nn.Module, BaseTunerLayer):
+    """Holds, for each adapter, a prefix encoder and, under suffix pooling, the suffix [1, D] (paper Eq. 1).
+
+    Args:
+        embeddings: the model's token embeddings, whose device the virtual tokens share.
+    """
+
+    adapter_layer_names = ("bituning_prefix", "bituning_suffix")
+
+    def __init__(self, embeddings: nn.Embedding) -> None:
+        super().__init__()
+        self._embeddings = [embeddings]  # in a list: to know its device, not to own it
+        self.bituning_prefix = AdapterDict()
+        self.bituning_suffix = AdapterDict()
+
+    def add(self, name: str, encoder: PrefixEncoder, suffix: nn.Embedding | None) -> None:
+        """Add an adapter.
+
+        Args:
+            name: the adapter's name.
+            encoder: its prefix encoder.
+            suffix: its suffix, an embedding of one token [1, D], or None where the pooling has none.
+        """
+        self.bituning_prefix[name] = encoder
+        if suffix is not None:
+            self.bituning_suffix[name] = suffix
+
+    def encoder(self, name: str) -> PrefixEncoder:
+        """Return the prefix encoder of an adapter."""
+        encoder = self.bituning_prefix[name]
+        if not isinstance(encoder, PrefixEncoder):
+            raise TypeError(f"the prefix of adapter {name!r} must be a PrefixEncoder, got {type(encoder).__name__}")
+        return encoder
+
+    def suffix(self, name: str) -> torch.Tensor | None:
+        """Return the suffix [1, D] of an adapter, or None."""
+        if name not in self.bituning_suffix:
+            return None
+        return self.bituning_suffix[name](torch.zeros(1, dtype=torch.long, device=self._embeddings[0].weight.device))
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuse: virtual tokens are inputs, there is no weight to merge them into."""
+        raise UnsupportedOperationError(
+            "virtual tokens cannot be merged into the base model, they are inputs and not weights; keep the adapter "
+            "beside the model"
+        )
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
+        """Move an adapter beside the token embeddings; PEFT's own version looks for a `base_layer` for ever."""
+        device = self._embeddings[0].weight.device if device is None else device
+        parameters = [*self.encoder(adapter_name).parameters()]
+        if adapter_name in self.bituning_suffix:
+            parameters.extend(self.bituning_suffix[adapter_name].parameters())
+        for parameter in parameters:
+            if not (parameter.is_meta or torch.device(device).type == "meta"):
+                parameter.data = parameter.data.to(device)
+
+
+def check_adapter_name(name: str, config: BiTuningConfig, encoder: PrefixEncoder) -> None:
+    """Refuse adapter names that PEFT would confuse with a part of a parameter's name.
+
+    Args:
+        name: the adapter's name.
+        config: the adapter's settings.
+        encoder: its prefix encoder.
+
+    Raises:
+        ConfigurationError: the name is a part of a parameter's name.
+    """
+    parts = {part for key in encoder.state_dict() for part in key.split(".")} | set(VirtualTokens.adapter_layer_names)
+    if name in parts or name == "virtual_tokens":
+        raise ConfigurationError(
+            f"the adapter's name must not be part of a parameter name of prefix_encoder={config.prefix_encoder!r}, "
+            f"got {name!r}; choose another"
+        )

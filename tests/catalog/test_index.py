@@ -1,0 +1,97 @@
+"""Exact search against a sort written out."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from peft_bituning.catalog.index import ExactIndex
+from peft_bituning.errors import ConfigurationError, InputError
+
+
+def brute_force(embeddings, query, k, exclude=(), candidates=None):
+    """Sort by descending cosine, then by index."""
+    scores = functional.normalize(query[None], dim=1) @ functional.normalize(embeddings, dim=1).T
+    allowed = [i for i in (range(len(embeddings)) if candidates is None else candidates) if i not in exclude]
+    best = sorted(set(allowed), key=lambda i: (-scores[0, i].item(), i))[:k]
+    return best + [-1] * (k - len(best))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_search_equals_a_sort(data):
+    num_items = data.draw(st.integers(1, 9))
+    # axis-aligned embeddings give exact ties
+    rows = data.draw(st.lists(st.integers(0, 2), min_size=num_items, max_size=num_items))
+    embeddings = torch.eye(3)[rows]
+    count = data.draw(st.integers(1, 5))
+    queries = torch.tensor(
+        data.draw(st.lists(st.lists(st.integers(-3, 3), min_size=3, max_size=3), min_size=count, max_size=count))
+    ).float()
+    index_set = st.sets(st.integers(0, num_items - 1))
+    exclude = [data.draw(index_set) for _ in range(count)]
+    candidates = data.draw(st.none() | index_set.map(sorted))
+    k = data.draw(st.integers(1, 10))
+    scores, indices = ExactIndex(embeddings, chunk_size=2).search(queries, k, exclude, candidates)
+    for row in range(count):
+        assert indices[row].tolist() == brute_force(embeddings, queries[row], k, exclude[row], candidates)
+        found = indices[row][indices[row] >= 0]
+        cosines = functional.normalize(queries[row : row + 1], dim=1) @ embeddings[found].T
+        assert torch.allclose(scores[row, : len(found)], cosines[0])
+        assert (scores[row, len(found) :] == float("-inf")).all()
+
+
+def test_scores_are_cosines_whatever_the_lengths():
+    embeddings = torch.randn(6, 4)
+    scale = torch.tensor([1e-3, 1.0, 10.0, 5.0, 0.1, 1e3])[:, None]
+    plain = ExactIndex(embeddings).search(embeddings, 6)
+    scaled = ExactIndex(embeddings * scale).search(embeddings * 7, 6)
+    assert torch.equal(plain[1], scaled[1])
+    assert torch.allclose(plain[0], scaled[0], atol=1e-6)
+    assert plain[1][:, 0].tolist() == list(range(6))
+
+
+def test_candidates_keep_the_scores_bit_for_bit():
+    embeddings, queries = torch.randn(50, 16), torch.randn(4, 16)
+    index = ExactIndex(embeddings)
+    scores, indices = index.search(queries, 50)
+    few_scores, few_indices = index.search(queries, 5, candidates=[3, 8, 40, 41, 42])
+    for row in range(4):
+        full = dict(zip(indices[row].tolist(), scores[row].tolist(), strict=True))
+        assert [full[i] for i in few_indices[row].tolist()] == few_scores[row].tolist()
+
+
+def test_fewer_left_than_asked_for_are_padded():
+    scores, indices = ExactIndex(torch.eye(3)).search(torch.eye(3)[:1], 5, exclude=[[0]])
+    assert indices.tolist() == [[1, 2, -1, -1, -1]]
+    assert scores[0, 2:].tolist() == [float("-inf")] * 3
+
+
+def test_no_candidates_and_no_queries():
+    index = ExactIndex(torch.eye(3))
+    assert index.search(torch.eye(3)[:2], 2, candidates=[])[1].tolist() == [[-1, -1], [-1, -1]]
+    assert index.search(torch.zeros(0, 3), 2)[1].shape == (0, 2)
+    assert len(index) == 3
+
+
+def test_bad_input_is_named():
+    index = ExactIndex(torch.eye(3))
+    with pytest.raises(InputError, match=r"embeddings must have shape \[items, width\], got \[3\]"):
+        ExactIndex(torch.zeros(3))
+    with pytest.raises(InputError, match=r"embeddings must be finite, got NaN or infinity in rows \[1\]"):
+        ExactIndex(torch.tensor([[1.0], [torch.nan]]))
+    with pytest.raises(ConfigurationError, match="chunk_size must be at least 1"):
+        ExactIndex(torch.eye(3), chunk_size=0)
+    with pytest.raises(ConfigurationError, match="k must be at least 1, got 0"):
+        index.search(torch.eye(3), 0)
+    with pytest.raises(InputError, match=r"queries must have shape \[rows, 3\], got \[3, 2\]"):
+        index.search(torch.zeros(3, 2), 1)
+    with pytest.raises(InputError, match="exclude must have one entry for each of the 3 queries, got 1"):
+        index.search(torch.eye(3), 1, exclude=[[0]])
+    with pytest.raises(InputError, match="exclude must be catalog indices from 0 to 2"):
+        index.search(torch.eye(3)[:1], 1, exclude=[[3]])
+    with pytest.raises(InputError, match="candidates must be catalog indices from 0 to 2"):
+        index.search(torch.eye(3), 1, candidates=[-1])
+    with pytest.raises(InputError, match=r"queries must be finite, got NaN or infinity in rows \[0\]"):
+        index.search(torch.full((1, 3), torch.inf), 1)

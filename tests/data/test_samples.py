@@ -1,0 +1,69 @@
+"""Leave-one-out and the cuts of the training part."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peft_bituning.data import LeaveOneOut, Sample
+from peft_bituning.errors import ConfigurationError
+
+HISTORIES = [(0, 1, 2, 3, 4), (5, 6, 7), (8,), (9, 10)]
+
+
+def test_last_item_tests_last_but_one_validates() -> None:
+    split = LeaveOneOut(HISTORIES)
+    assert split.samples("test") == [Sample(0, (0, 1, 2, 3), 4), Sample(1, (5, 6), 7)]
+    assert split.samples("valid") == [Sample(0, (0, 1, 2), 3), Sample(1, (5,), 6)]
+    assert split.train_sequences == [[0, 1, 2], [5], [8], [9, 10]]
+
+
+def test_users_with_too_few_events_train_only_and_are_counted() -> None:
+    split = LeaveOneOut(HISTORIES)
+    assert split.users_not_evaluated == 2
+    assert {sample.user for sample in split.training_samples()} == {0, 3}
+
+
+def test_every_cut_has_an_item_before_and_one_after() -> None:
+    samples = LeaveOneOut(HISTORIES).training_samples("every_cut")
+    assert sorted(samples, key=lambda row: (row.user, len(row.history))) == [
+        Sample(0, (0,), 1),
+        Sample(0, (0, 1), 2),
+        Sample(3, (9,), 10),
+    ]
+
+
+def test_last_cut_takes_the_longest() -> None:
+    assert set(LeaveOneOut(HISTORIES).training_samples("last_cut")) == {Sample(0, (0, 1), 2), Sample(3, (9,), 10)}
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=8)), st.integers(0, 3), st.integers(0, 3))
+def test_a_random_cut_is_one_of_every_cut_and_repeats_with_its_seed(
+    histories: list[list[int]], seed: int, epoch: int
+) -> None:
+    split = LeaveOneOut(histories)
+    drawn = split.training_samples("random_cut", seed, epoch)
+    assert drawn == split.training_samples("random_cut", seed, epoch)
+    assert set(drawn) <= set(split.training_samples("every_cut"))
+    assert len({sample.user for sample in drawn}) == len(drawn) == sum(len(part) > 1 for part in split.train_sequences)
+
+
+def test_order_differs_between_seeds_and_epochs() -> None:
+    split = LeaveOneOut([range(40)])
+    orders = [split.training_samples(seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(
+        sorted(order, key=lambda row: row.target) == sorted(orders[0], key=lambda row: row.target) for order in orders
+    )
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_targets_never_reach_into_validation_or_test() -> None:
+    split = LeaveOneOut([range(10)])
+    assert max(sample.target for sample in split.training_samples()) == 7
+
+
+def test_unknown_names_are_errors() -> None:
+    split = LeaveOneOut(HISTORIES)
+    with pytest.raises(ConfigurationError, match="strategy must be one of every_cut, random_cut, last_cut, got 'all'"):
+        split.training_samples("all")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="split must be 'valid' or 'test', got 'train'"):
+        split.samples("train")  # type: ignore[arg-type]
