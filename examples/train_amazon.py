@@ -1,7 +1,7 @@
 """Train Laser on purchase histories: `accelerate launch examples/train_amazon.py --dataset ... --model ...`.
 
-Without arguments it runs the offline quickstart, `examples/configs/quickstart.yaml`. `--config FILE.yaml` takes
-settings from a file; flags on the command line win over it. All work is done by `peft_bituning.training.fit`.
+Without `--dataset` it runs the offline quickstart, `examples/configs/quickstart.yaml`. `--config FILE.yaml` takes
+settings from a file; flags on the command line win over either. All work is done by `peft_bituning.training.fit`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -25,6 +25,7 @@ from peft_bituning.errors import BiTuningError, ConfigurationError
 from peft_bituning.serving.results_table import results_table
 from peft_bituning.training import LaserArguments, fit
 
+DTYPES = ("float32", "bfloat16", "float16")
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 
 
@@ -45,8 +46,18 @@ class ModelArguments:
 
     model: str = field(default="smollm2-135m", metadata={"help": "Hub id, local folder, or alias."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
-    model_dtype: str = field(default="float32", metadata={"help": "Type of the frozen weights: float32, bfloat16, ..."})
+    model_dtype: str = field(default="float32", metadata={"help": f"Type of the frozen weights: {', '.join(DTYPES)}."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
+
+    def __post_init__(self) -> None:
+        """Check the type's name."""
+        if self.model_dtype not in DTYPES:
+            raise ConfigurationError(f"model_dtype must be one of {', '.join(DTYPES)}, got {self.model_dtype!r}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type as torch knows it."""
+        return getattr(torch, self.model_dtype)
 
 
 AdapterArguments = dataclasses.make_dataclass(
@@ -68,33 +79,51 @@ def parse(argv: list[str]) -> tuple[Any, ...]:
 
     Returns:
         Data, model, adapter and training arguments.
+
+    Raises:
+        ConfigurationError: an unknown argument or setting, or a value of the wrong type or out of range.
     """
-    config = str(QUICKSTART) if not argv else None
-    flags = list(argv)
-    if "--config" in flags:
-        place = flags.index("--config")
-        if place + 1 >= len(flags):
-            raise ConfigurationError("--config must be followed by a YAML file, got nothing")
-        config = flags[place + 1]
-        del flags[place : place + 2]
     groups: list[Any] = [DataArguments, ModelArguments, AdapterArguments, LaserArguments]
-    parser = HfArgumentParser(groups, description=__doc__)
-    if config is None:
-        return parser.parse_args_into_dataclasses(flags)
-    try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"--config must be a readable YAML file, got {config!r}: {error}") from error
-    known = {each.name for kind in parser.dataclass_types for each in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
+    parser = Parser(groups, description=__doc__)
+    parser.add_argument("--config", help="A YAML file of settings; flags win over it.")
+    known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ConfigurationError(f"{Path(config).name} must hold known settings, got {', '.join(unknown)}")
-    given = {flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags if flag.startswith("--")}
-    from_file: list[str] = []
+        raise ConfigurationError(f"arguments must be known ones, got {' '.join(unknown)}; --help lists them")
+    chooses_data = any(flag.partition("=")[0] == "--dataset" for flag in argv)
+    config = known.config or (None if chooses_data else QUICKSTART)
+    from_file = [] if config is None else _flags(Path(config), parser)
+    *parsed, _ = parser.parse_args_into_dataclasses(from_file + argv)  # of a flag given twice the last one counts
+    return tuple(parsed)
+
+
+class Parser(HfArgumentParser):
+    """Says what is wrong in one line, without the pages of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error for `main` to print."""
+        raise ConfigurationError(f"{message}; --help lists all arguments")
+
+
+def _flags(path: Path, parser: HfArgumentParser) -> list[str]:
+    """Turn the settings of a YAML file into flags; a setting without a value keeps its default."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"--config must be a readable YAML file, got {str(path)!r}: {reason}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path.name} must hold lines of `name: value`, got {type(values).__name__}")
+    known = {each.name for kind in parser.dataclass_types for each in dataclasses.fields(kind)}
+    unknown = sorted(str(name) for name in set(values) - known)
+    if unknown:
+        raise ConfigurationError(
+            f"{path.name} must hold known settings, got {', '.join(unknown)}; train_amazon.py --help lists them"
+        )
+    flags: list[str] = []
     for name, value in values.items():
-        if value is not None and name not in given:
-            from_file += [f"--{name}", *([str(each) for each in value] if isinstance(value, list) else [str(value)])]
-    return parser.parse_args_into_dataclasses(from_file + flags)
+        if value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
 
 
 def use_all_cores() -> None:
@@ -124,7 +153,7 @@ def main(argv: list[str]) -> None:
         interactions = interactions.sample_users(data_arguments.max_users, arguments.seed)
     base_model = load_base_model(
         model_arguments.model,
-        dtype=getattr(torch, model_arguments.model_dtype),
+        dtype=model_arguments.torch_dtype,
         revision=model_arguments.model_revision,
         attn_implementation=model_arguments.attn_implementation,
     )
@@ -140,3 +169,6 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except BiTuningError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

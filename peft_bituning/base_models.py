@@ -112,7 +112,7 @@ def load_base_model(
             **kwargs,
             **({"attn_implementation": attn_implementation} if attn_implementation else {}),
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # not there, or not a causal language model
         raise ConfigurationError(
             f"the base model {text!r} cannot be loaded: {error}. Give a Hub id, a local folder, or an alias "
             f"({', '.join(ALIASES)})"

@@ -96,14 +96,18 @@ class HistoryEncoder:
         mine = batches[rank::world]
         rows: list[int] = []
         parts: list[Tensor] = []
-        with tqdm(total=sum(map(len, mine)), desc=description, unit="row", disable=not progress, leave=False) as bar:
-            for batch in mine:
-                others = collaborative_histories and [collaborative_histories[row] for row in batch]
-                output, _ = self.forward([histories[row] for row in batch], kind, others)
-                parts.append(output["pooler_output"].float().cpu())
-                rows.extend(batch)
-                bar.update(len(batch))
-        self.model.train(was_training)
+        try:
+            with tqdm(
+                total=sum(map(len, mine)), desc=description, unit="row", disable=not progress, leave=False
+            ) as bar:
+                for batch in mine:
+                    others = collaborative_histories and [collaborative_histories[row] for row in batch]
+                    output, _ = self.forward([histories[row] for row in batch], kind, others)
+                    parts.append(output["pooler_output"].float().cpu())
+                    rows.extend(batch)
+                    bar.update(len(batch))
+        finally:
+            self.model.train(was_training)
         if world > 1:
             shares = gather_object([(rows, parts)])
             rows = [row for share in shares for row in share[0]]

@@ -34,7 +34,7 @@ class ItemTable:
             The table.
 
         Raises:
-            InputError: a row that is not finite.
+            InputError: not [I, D], or a row that is not finite.
         """
         if embeddings.ndim != 2:
             raise InputError(f"item embeddings must be [I, D], got {list(embeddings.shape)}")
@@ -67,10 +67,16 @@ class ItemTable:
 
         Returns:
             A table of I + J items.
+
+        Raises:
+            InputError: another width, or a row that is not finite.
         """
-        return ItemTable(
-            torch.cat([self.embeddings, self.from_embeddings(embeddings).embeddings.to(self.embeddings.device)])
-        )
+        new = self.from_embeddings(embeddings).embeddings.to(self.embeddings.device)
+        if new.shape[1] != self.embeddings.shape[1]:
+            raise InputError(
+                f"item embeddings must be [J, D] with D = {self.embeddings.shape[1]}, got {list(new.shape)}"
+            )
+        return ItemTable(torch.cat([self.embeddings, new]))
 
     def to(self, device: torch.device | str) -> "ItemTable":
         """Return the table on another device."""
@@ -96,20 +102,32 @@ class ItemTable:
             The table.
 
         Raises:
-            ArtifactError: the file is damaged, or has another number of items.
+            ArtifactError: the file is missing or damaged, or its tensor has another name, type or number of items, or
+                holds a row that is not finite.
         """
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ArtifactError(
-                f"the item table {path.name} cannot be read ({error}); it is missing or damaged"
+                f"the item table {path.name} cannot be read ({error}); it is missing or damaged, download or "
+                "save the folder again"
             ) from error
-        if set(tensors) != {"embeddings"} or tensors["embeddings"].ndim != 2:
+        if set(tensors) != {"embeddings"}:
             raise ArtifactError(
-                f"the item table {path.name} must hold one tensor `embeddings` [I, D], got {sorted(tensors)}"
+                f"the item table {path.name} must hold one tensor `embeddings`, got {', '.join(sorted(tensors))}; save "
+                "the folder again"
             )
-        if num_items is not None and len(tensors["embeddings"]) != num_items:
+        embeddings = tensors["embeddings"]
+        if embeddings.ndim != 2 or embeddings.dtype != torch.float32:
             raise ArtifactError(
-                f"the item table {path.name} must have {num_items} rows, one an item, got {len(tensors['embeddings'])}"
+                f"the item table {path.name} must be [I, D] torch.float32, got {list(embeddings.shape)} "
+                f"{embeddings.dtype}; save the folder again"
             )
-        return cls(tensors["embeddings"])
+        if num_items is not None and len(embeddings) != num_items:
+            raise ArtifactError(
+                f"the item table {path.name} must have {num_items} rows, one an item, got {len(embeddings)}; catalog "
+                "and table are from two saves, save or download the folder again"
+            )
+        if not bool(torch.isfinite(embeddings).all()):
+            raise ArtifactError(f"the item table {path.name} must be finite, got NaN or infinity; encode it again")
+        return cls(embeddings)

@@ -38,12 +38,12 @@ def load_balancing_loss(router_logits: Tensor, mask: Tensor, scope: str = "batch
     real = mask.bool().unsqueeze(-1)  # [B, N, 1]
     logits = router_logits.to(torch.promote_types(router_logits.dtype, torch.float32)).masked_fill(~real, 0.0)
     probabilities = logits.softmax(-1) * real  # [B, N, K]
-    chosen = F.one_hot(logits.argmax(-1), num_experts) * real  # [B, N, K]
+    chosen = (F.one_hot(logits.argmax(-1), num_experts) * real).to(logits.dtype)  # [B, N, K]
     if scope == "row":
         items = real.sum(1).clamp(min=1)  # [B, 1]
         row_losses = num_experts * ((chosen.sum(1) / items) * (probabilities.sum(1) / items)).sum(-1)  # [B]
         return row_losses.sum() / real.any(1).sum().clamp(min=1)
-    chosen_sum = chosen.sum((0, 1)).to(probabilities.dtype)  # [K]
+    chosen_sum = chosen.sum((0, 1))  # [K]
     probability_sum = probabilities.sum((0, 1))  # [K]
     items = real.sum().to(probabilities.dtype)
     if reduce and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

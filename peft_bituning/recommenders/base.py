@@ -5,7 +5,8 @@ Shapes: `B` rows, `N` history length, `L` real items of the longest row, `C` col
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,8 @@ class IDRecommender(nn.Module):
         if not len(rows):
             return states
         packed, lengths = pack_histories(item_indices[rows], encoded[rows])
-        was_training = self.training
-        self.eval()
-        packed_states = self._encode_packed(packed, lengths).float()
-        self.train(was_training)
+        with evaluation_mode(self):
+            packed_states = self._encode_packed(packed, lengths).float()
         inside = torch.arange(packed.shape[1], device=packed.device) < lengths[:, None]
         states[encoded] = packed_states[inside]  # both run row by row, oldest first
         bad = (~states.isfinite()).flatten(1).any(1).nonzero()[:, 0]
@@ -140,6 +139,17 @@ class IDRecommender(nn.Module):
             digest.update(f"\n{name} {list(values.shape)} {values.dtype}\n".encode())
             digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while, then put the model back into the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def pack_histories(item_indices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Repr
 2019. Shapes: `B` rows, `N` history length, `L` packed length, `C` width, `I` catalog items, `M` masked positions.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from ..errors import ConfigurationError
-from .base import pack_histories
+from .base import evaluation_mode, pack_histories
 from .transformer import ItemSequenceConfig, ItemSequenceModel, mask_of_lengths
 
 
@@ -22,19 +22,33 @@ class BERT4RecConfig(ItemSequenceConfig):
     Args:
         mask_probability: Share of the items hidden in training (the cloze task).
         last_item_probability: Share of the training rows in which the last item alone is hidden, as at inference.
+        cut_probability: Share of the training rows cut to a random length first, so that any item can be the last;
+            without it validation NDCG@10 on Amazon Scientific was .048, with it .051.
+        dropout: Probability for embeddings and sublayers in training.
+        attention_dropout: Probability for attention weights in training.
         arguments: See `ItemSequenceConfig`.
     """
 
     model_type = "bert4rec"
 
-    def __init__(self, mask_probability: float = 0.3, last_item_probability: float = 0.1, **arguments: Any) -> None:
+    def __init__(
+        self,
+        mask_probability: float = 0.3,
+        last_item_probability: float = 0.3,
+        cut_probability: float = 0.5,
+        dropout: float = 0.2,
+        attention_dropout: float = 0.2,
+        **arguments: Any,
+    ) -> None:
         self.mask_probability = mask_probability
         self.last_item_probability = last_item_probability
+        self.cut_probability = cut_probability
         if not 0 < mask_probability < 1:
             raise ConfigurationError(f"mask_probability must be in (0, 1), got {mask_probability!r}")
-        if not 0 <= last_item_probability <= 1:
-            raise ConfigurationError(f"last_item_probability must be in [0, 1], got {last_item_probability!r}")
-        super().__init__(**arguments)
+        for name in ("last_item_probability", "cut_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigurationError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
+        super().__init__(dropout=dropout, attention_dropout=attention_dropout, **arguments)
 
 
 class BERT4Rec(ItemSequenceModel):
@@ -52,7 +66,6 @@ class BERT4Rec(ItemSequenceModel):
     config_class = BERT4RecConfig
     config: BERT4RecConfig
     recommender_type = "bert4rec"
-    minimum_training_length: ClassVar[int] = 2
 
     def __init__(self, config: BERT4RecConfig) -> None:
         # one more position than max_length, for the mask token after the history
@@ -97,28 +110,36 @@ class BERT4Rec(ItemSequenceModel):
         rows = torch.arange(len(packed), device=packed.device)
         tokens = functional.pad(packed, (0, 1))  # [B, L + 1]
         tokens[rows, lengths] = self.num_items
-        was_training = self.training
-        self.eval()
-        scores = self._item_logits(self._states(tokens, lengths + 1)[rows, lengths]).float()
-        self.train(was_training)
-        return scores
+        with evaluation_mode(self):
+            return self._item_logits(self._states(tokens, lengths + 1)[rows, lengths]).float()
 
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
         """Return the cross-entropy over the catalog at hidden items, averaged over them.
 
-        In each row either its last item alone is hidden, or every item with `mask_probability` (one at least).
+        Some rows are cut to a random length first; then in each row either its last item alone is hidden, or every
+        item with `mask_probability` (one at least).
 
         Args:
             item_indices: `[B, L]` catalog indices from column 0 on.
             lengths: `[B]` real items of each row, at least 2.
-            generator: Decides what is hidden; a CPU generator, so that devices agree.
+            generator: Decides what is cut and hidden; a CPU generator, so that devices agree.
 
         Returns:
             Scalar loss.
         """
-        hidden = self._choose_hidden(lengths.cpu(), item_indices.shape[1], generator).to(item_indices.device)
-        states = self._states(item_indices.masked_fill(hidden, self.num_items), lengths)
+        cut_lengths = self._choose_lengths(lengths.cpu(), generator)
+        width = int(cut_lengths.max())
+        hidden = self._choose_hidden(cut_lengths, width, generator).to(item_indices.device)
+        item_indices = item_indices[:, :width]
+        tokens = item_indices.masked_fill(hidden, self.num_items)
+        states = self._states(tokens, cut_lengths.to(item_indices.device))
         return functional.cross_entropy(self._item_logits(states[hidden]), item_indices[hidden])
+
+    def _choose_lengths(self, lengths: Tensor, generator: Generator) -> Tensor:
+        """Cut some rows to a length drawn from 2 to their own."""
+        draws = torch.rand(2, len(lengths), generator=generator)
+        cut = 2 + (draws[0] * (lengths - 1)).long()
+        return torch.where(draws[1] < self.config.cut_probability, cut.minimum(lengths), lengths)
 
     def _choose_hidden(self, lengths: Tensor, width: int, generator: Generator) -> Tensor:
         draws = torch.rand(len(lengths), width, generator=generator)

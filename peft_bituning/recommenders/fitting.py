@@ -62,8 +62,9 @@ def fit_recommender(
     valid_samples: Sequence[HistoryAndTarget] = (),
     *,
     epochs: int = 100,
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    batch_size: int = 512,
+    batch_positions: int = 4096,
+    learning_rate: float = 2e-3,
     weight_decay: float = 0.0,
     patience: int = 10,
     validate_every: int = 1,
@@ -79,7 +80,9 @@ def fit_recommender(
         sequences: Training histories of catalog indices, oldest first; those with one item or none teach nothing.
         valid_samples: Histories and targets for early stopping; without them the last epoch is kept.
         epochs: Most passes over the training sequences.
-        batch_size: Rows of a step; a sequence longer than the model's window makes several rows.
+        batch_size: Most rows of a step; a sequence longer than the model's window makes several rows.
+        batch_positions: Most rows x longest row of a step (one row at least), so that long histories do not make
+            few and huge steps.
         learning_rate: Of AdamW.
         weight_decay: Of AdamW.
         patience: Stop after so many validations without a better NDCG@10.
@@ -101,6 +104,7 @@ def fit_recommender(
     settings: dict[str, int] = {
         "epochs": epochs,
         "batch_size": batch_size,
+        "batch_positions": batch_positions,
         "patience": patience,
         "validate_every": validate_every,
     }
@@ -124,7 +128,7 @@ def fit_recommender(
         for epoch in bar:
             model.train()
             loss_sum, row_sum = 0.0, 0
-            for step, batch in enumerate(_batches(lengths, batch_size, generator), start=1):
+            for step, batch in enumerate(_batches(lengths, batch_size, batch_positions, generator), start=1):
                 batch_lengths = lengths[batch]
                 batch_rows = rows[batch, : int(batch_lengths.max())]
                 loss = model.training_loss(batch_rows.to(target_device), batch_lengths.to(target_device), generator)
@@ -206,11 +210,18 @@ def _training_rows(model: ItemSequenceModel, sequences: Sequence[Sequence[int]])
     return rows, torch.tensor([len(window) for window in windows])
 
 
-def _batches(lengths: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _batches(lengths: Tensor, batch_size: int, batch_positions: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield shuffled row numbers, rows of like length together."""
     order = torch.randperm(len(lengths), generator=generator)
     batches: list[Tensor] = []
     for pool in order.split(batch_size * POOL_BATCHES):
-        batches.extend(pool[lengths[pool].argsort(stable=True)].split(batch_size))
+        by_length = pool[lengths[pool].argsort(stable=True)]
+        end = len(by_length)
+        while end > 0:
+            width = int(lengths[by_length[end - 1]])
+            start = max(0, end - max(1, min(batch_size, batch_positions // width)))
+            batches.append(by_length[start:end])
+            end = start
     for position in torch.randperm(len(batches), generator=generator).tolist():
         yield batches[position]
 
@@ -242,6 +253,6 @@ def default_fit_arguments(kind: str) -> dict[str, Any]:
 
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "sasrec": {"epochs": 200, "batch_size": 128, "learning_rate": 1e-3, "weight_decay": 0.0, "patience": 10},
-    "bert4rec": {"epochs": 400, "batch_size": 128, "learning_rate": 1e-3, "weight_decay": 0.0, "patience": 20},
+    "sasrec": {"epochs": 200, "batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, "patience": 10},
+    "bert4rec": {"epochs": 400, "batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, "patience": 20},
 }

@@ -4,7 +4,7 @@ Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; trained
 at every position. Shapes: `B` rows, `N` history length, `L` packed length, `C` width, `I` catalog items.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -33,7 +33,6 @@ class SASRec(ItemSequenceModel):
     config_class = SASRecConfig
     config: SASRecConfig
     recommender_type = "sasrec"
-    minimum_training_length: ClassVar[int] = 2
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__(config, causal=True, extra_tokens=0, extra_positions=0)

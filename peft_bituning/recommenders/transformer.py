@@ -38,8 +38,8 @@ class ItemSequenceConfig(PreTrainedConfig):
         num_attention_heads: int = 2,
         intermediate_size: int | None = None,
         max_history_length: int = 50,
-        dropout: float = 0.2,
-        attention_dropout: float = 0.2,
+        dropout: float = 0.5,
+        attention_dropout: float = 0.5,
         initializer_range: float = 0.02,
         **arguments: Any,
     ) -> None:
@@ -73,6 +73,7 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
     config_class: Any = ItemSequenceConfig
     config: ItemSequenceConfig
     base_model_prefix = "encoder"
+    minimum_training_length: ClassVar[int] = 2  # something to see and something to predict
 
     def __init__(self, config: ItemSequenceConfig, *, causal: bool, extra_tokens: int, extra_positions: int) -> None:
         super().__init__(config)
@@ -180,8 +181,6 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
     def training_window(self) -> int:
         """Longest training row."""
         raise NotImplementedError
-
-    minimum_training_length: ClassVar[int] = 2
 
     @property
     def item_weights(self) -> Tensor:

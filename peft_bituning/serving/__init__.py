@@ -1,5 +1,6 @@
 """Serving: one folder that recommends."""
 
-from .recommender import LaserRecommender, LaserSettings
+from .folder import LaserSettings
+from .recommender import LaserRecommender
 
 __all__ = ["LaserRecommender", "LaserSettings"]

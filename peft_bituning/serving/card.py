@@ -23,47 +23,76 @@ def write_card(
     Args:
         path: the file, `README.md` of the saved folder.
         results: what `training.fit` measured; may be empty.
-        base_model: name, revision and fingerprint of the language model.
+        base_model: name, revision, fingerprint of the language model, and whether it was a local folder.
         template: the prompt template.
         items: the catalog, for the example.
         source: what the example loads: the Hub repository, or "." for the folder itself.
     """
-    name, revision = base_model["name"], base_model.get("revision")
+    name, revision, is_local = base_model["name"], base_model.get("revision"), bool(base_model.get("is_local"))
     # Only Hub ids belong into the metadata: an alias or a folder's name would point to somebody else's model.
     metadata = ModelCardData(
         library_name="peft",
-        base_model=name if "/" in name else None,
+        base_model=name if "/" in name and not is_local else None,
         pipeline_tag="feature-extraction",
         tags=["recommendation", "sequential-recommendation", "bituning", "laser"],
     )
-    example = list(items.item_ids[: min(2, len(items))])
-    counts = results.get("dataset", {})
-    parts = [
+    sections = [
         f"---\n{metadata.to_yaml()}\n---",
         "# Sequential recommender (Laser)",
-        f"A `peft_bituning` adapter that turns `{name}`{f' (revision `{revision}`)' if revision else ''} into a "
-        f"sequential recommender over {len(items)} items. The language model is frozen and not part of this folder.",
+        f"This adapter turns the language model `{name}`{f' (revision `{revision}`)' if revision else ''} into a "
+        f"sequential recommender over {len(items)} items: it reads a purchase history as text and finds the items "
+        "whose embeddings are nearest. The language model is frozen and not part of this repository"
+        + (f"; it was a local folder, `{name}`." if is_local else "."),
         "## Use" + (" (from inside this folder)" if source == "." else ""),
-        "```python\n"
-        "from peft_bituning.serving import LaserRecommender\n\n"
-        f"recommender = LaserRecommender.from_pretrained({json.dumps(source)})\n"
-        f"print(recommender.recommend([{json.dumps(example)}], k=5))\n"
-        "```",
-        "Bad or missing files stop the loading with an error; new items are added without training by "
-        "`recommender.add_items([...])`.",
+        _example(items, source, name if is_local else None),
+        "Every file is checked on loading: a missing or changed one is an error. New items need no training, their "
+        'text is enough: `recommender.add_items([{"item_id": ..., "title": ...}])`. '
+        "`peft.PeftModel.from_pretrained(llm, ...)` after `import peft_bituning` loads the bare adapter.",
     ]
+    counts = results.get("dataset", {})
     if results.get("rows"):
-        parts += [
+        sections += [
             "## Results",
-            f"Leave-one-out, ranked against the whole catalog of {counts.get('items', len(items))} items, test split. "
-            "`seen` says whether items of the history stay among the candidates. ± is the standard error over users.",
+            "Test split of a leave-one-out evaluation: the last item of each user, ranked among all "
+            f"{counts.get('items', len(items))} items. `seen` says whether the items of a user's own history stay "
+            "among the candidates; ± is the standard error over users.",
             results_table(results["rows"]),
         ]
     if counts:
-        listed = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str))
-        parts += ["## Data", listed]
-    parts += ["## Prompt", f"```json\n{template.to_json()}\n```"]
+        sections += ["## Data", _data_table(counts)]
+    sections += ["## Prompt", f"```json\n{template.to_json()}\n```"]
     if results.get("versions"):
-        parts += ["## Versions", ", ".join(f"{key} {value}" for key, value in results["versions"].items())]
-    card = ModelCard("\n\n".join(parts) + "\n")
-    path.write_text(str(card), encoding="utf-8")
+        versions = ", ".join(f"{package} {number}" for package, number in results["versions"].items())
+        sections += ["## Versions", versions]
+    path.write_text(str(ModelCard("\n\n".join(sections) + "\n")), encoding="utf-8")
+
+
+def _example(items: ItemCatalog, source: str, base_folder: str | None) -> str:
+    history = json.dumps(list(items.item_ids[:2]))
+    if base_folder is None:
+        load = f"recommender = LaserRecommender.from_pretrained({json.dumps(source)})\n"
+    else:
+        load = (
+            "# base_model: the folder of the language model on your machine\n"
+            f"recommender = LaserRecommender.from_pretrained({json.dumps(source)}, "
+            f"base_model={json.dumps(base_folder)})\n"
+        )
+    return (
+        "```python\n"
+        "from peft_bituning import LaserRecommender\n\n"
+        f"{load}"
+        f"for item_id, score in recommender.recommend([{history}], k=5)[0]:\n"
+        "    print(item_id, round(score, 3))\n"
+        "```"
+    )
+
+
+def _data_table(counts: dict[str, Any]) -> str:
+    """List the counts; `rejected` and other groups of counts are spelled out, empty ones left out."""
+    lines = ["| count | value |", "| --- | --- |"]
+    for key, value in counts.items():
+        groups = value.items() if isinstance(value, dict) else [("", value)]
+        for kind, number in groups:
+            shown = f"{number:.4g}" if isinstance(number, float) else str(number).replace("|", "\\|")
+            lines.append(f"| {' '.join([*key.split('_'), *str(kind).split('_')]).strip()} | {shown} |")
+    return "\n".join(lines)

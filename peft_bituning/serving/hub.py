@@ -57,10 +57,19 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
     """
     try:
         return Path(snapshot_download(repo_id, revision=revision, token=token))
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except HFValidationError as error:
+        raise ArtifactError(f"{repo_id!r} is no folder here and cannot be a Hub repository; check the path") from error
+    except RepositoryNotFoundError as error:
         raise ArtifactError(
             f"{repo_id!r} is neither a folder here nor a repository on the Hub; check the path, or the name and the "
             "token for a private one"
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ArtifactError(f"{repo_id!r} cannot be fetched from the Hub: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise ArtifactError(
+            f"{repo_id!r} is no folder here, is not in the Hub cache, and the Hub cannot be reached; check the path, "
+            f"or connect and try again ({error})"
+        ) from error
+    except HfHubHTTPError as error:
+        raise ArtifactError(
+            f"{repo_id!r} cannot be fetched from the Hub; check name, revision and token ({error})"
+        ) from error

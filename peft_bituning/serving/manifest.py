@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..errors import ArtifactError
@@ -21,11 +21,12 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps({"sha256": digests}, indent=2) + "\n", encoding="utf-8")
 
 
-def check_manifest(folder: Path) -> list[str]:
+def check_manifest(folder: Path, editable: Collection[str] = ()) -> list[str]:
     """Check every file of a folder against its manifest.
 
     Args:
         folder: a folder that `write_manifest` saw.
+        editable: files that may be changed or missing, such as the model card, which people edit on the Hub.
 
     Returns:
         The names of its files.
@@ -35,7 +36,7 @@ def check_manifest(folder: Path) -> list[str]:
     """
     path = folder / MANIFEST_FILE
     try:
-        digests = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        listed = dict(json.loads(path.read_text(encoding="utf-8"))["sha256"])
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{folder} holds no {MANIFEST_FILE}, so it is no saved LaserRecommender; give the output_dir of a finished "
@@ -43,6 +44,7 @@ def check_manifest(folder: Path) -> list[str]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{MANIFEST_FILE} cannot be read ({error}); download or save the folder again") from error
+    digests = {name: digest for name, digest in listed.items() if name not in editable}
     missing = [name for name in digests if not (folder / name).is_file()]
     if missing:
         raise ArtifactError(
@@ -54,7 +56,7 @@ def check_manifest(folder: Path) -> list[str]:
             f"{len(changed)} files are not the ones that were saved (sha256 differs), first {changed[0]}; they are "
             "truncated or were changed, download or save the folder again"
         )
-    return list(digests)
+    return list(listed)
 
 
 def _sha256(path: Path) -> str:

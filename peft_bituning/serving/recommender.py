@@ -1,10 +1,8 @@
 """`LaserRecommender`: a trained adapter with everything it needs to recommend, in one folder."""
 
-import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +20,9 @@ from ..catalog.item_table import ItemTable
 from ..data import ItemCatalog, PromptEncoder, PromptTemplate
 from ..data.collator import HistoryCollator
 from ..errors import ArtifactError, ConfigurationError, UnknownItemError
-from ..recommenders import IDRecommender, load_recommender
+from ..recommenders import IDRecommender
 from . import hub
-from .card import write_card
-from .manifest import check_manifest, write_manifest
-
-logger = logging.getLogger(__name__)
-
-SETTINGS_FILE = "laser.json"
-TEMPLATE_FILE = "template.json"
-ITEMS_FILE = "catalog/items.jsonl"
-TABLE_FILE = "catalog/item_table.safetensors"
-RECOMMENDER_FOLDER = "recommender"
-USER_ADAPTER = "default"
-ITEM_ADAPTER = "items"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class LaserSettings:
-    """What a saved recommender remembers beside tensors.
-
-    Args:
-        base_model: name, revision and fingerprint of the language model.
-        max_length: tokens of a prompt at most.
-        max_history: items of a prompt at most, or None.
-        max_item_tokens: tokens of an item at most, or None.
-        max_collaborative_items: items of a history that the ID recommender reads at most.
-        recommender_hash: content hash of the ID recommender, or None without one.
-        table_checksum: sha256 of the item table.
-        results: metrics and counts for the model card.
-        version: version of this package.
-        format_version: version of this file's layout.
-    """
-
-    base_model: dict[str, Any]
-    max_length: int
-    max_history: int | None
-    max_item_tokens: int | None
-    max_collaborative_items: int
-    recommender_hash: str | None
-    table_checksum: str
-    results: dict[str, Any]
-    version: str
-    format_version: int = FORMAT_VERSION
+from .folder import ITEM_ADAPTER, USER_ADAPTER, LaserSettings, SavedParts, load_adapters, read_folder, write_folder
 
 
 class LaserRecommender:
@@ -76,7 +33,8 @@ class LaserRecommender:
         model: the PEFT model with the adapters `default` (users, A') and `items` (the item table's, A).
         items: the catalog.
         table: the item table, in catalog order.
-        template: the prompt template.
+        template: the prompt template; the attributes that it prints are fixed here, so that added items with other
+            columns cannot change the text of the present ones.
         recommender: the frozen ID recommender, or None where the prefix encoder needs none.
         settings: limits and provenance.
         device: where to run.
@@ -99,7 +57,7 @@ class LaserRecommender:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.recommender = None if recommender is None else recommender.to(self.device).eval()
-        self.template = template
+        self.template = replace(template, fields=template.fields_for(items))
         self.settings = settings
         self.items = items
         self.table = table.to(self.device)
@@ -153,7 +111,7 @@ class LaserRecommender:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ConfigurationError(f"k must be an integer >= 1, got {k!r}")
         indices = self._indices(histories, on_unknown)
-        allowed = None if candidates is None else self.items.indices_of(list(candidates))
+        allowed = None if candidates is None else self.items.indices_of(_strings(candidates, "candidates"))
         users = self._encode(indices, "user", batch_size, show_progress_bar, normalize_embeddings=True)
         if not indices:
             return []
@@ -248,8 +206,11 @@ class LaserRecommender:
             batch_size: items a forward pass.
 
         Raises:
-            DataError: an id is already in the catalog, or a record has none.
+            DataError: an id is already in the catalog, or a record has none; nothing was added.
+            ConfigurationError: not a list of records.
         """
+        if isinstance(items, Mapping | str):
+            raise ConfigurationError(f"items must be a list of records, got {_short(items)}; for one item write [...]")
         known = len(self.items)
         extended = self.items.extended(items)
         before = self.items
@@ -279,12 +240,14 @@ class LaserRecommender:
     def _encode(
         self, indices: Sequence[Sequence[int]], kind: str, batch_size: int, progress: bool, normalize_embeddings: bool
     ) -> Tensor:
-        if batch_size < 1:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigurationError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+        if not indices:
+            return torch.zeros(0, self.table.embeddings.shape[1])
         self.encoder.batch_size = batch_size
         with self._adapter(ITEM_ADAPTER if kind == "item" else USER_ADAPTER):
             embeddings = self.encoder.encode(indices, kind, progress=progress, description=f"encoding {kind}s")
-        return F.normalize(embeddings, dim=-1) if normalize_embeddings and len(embeddings) else embeddings
+        return F.normalize(embeddings, dim=-1) if normalize_embeddings else embeddings
 
     @contextmanager
     def _adapter(self, name: str) -> Iterator[None]:
@@ -300,7 +263,7 @@ class LaserRecommender:
             raise ConfigurationError(f"on_unknown must be 'error' or 'ignore', got {on_unknown!r}")
         if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
             raise ConfigurationError(
-                f"histories must be a list of lists of item ids, got {histories!r}; for one user write [[...]]"
+                f"histories must be a list of lists of item ids, got {_short(histories)}; for one user write [[...]]"
             )
         index = self.items.index
         unknown = sorted({str(item) for history in histories for item in history if str(item) not in index})
@@ -320,26 +283,11 @@ class LaserRecommender:
             save_directory: the folder; files of an earlier save are replaced, others left.
             repo_id: the Hub repository that the model card's example loads; None loads the folder.
         """
-        folder = Path(save_directory)
-        (folder / "catalog").mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        self.model.save_pretrained(str(folder), save_embedding_layers=False)
-        self.items.to_jsonl(folder / ITEMS_FILE)
-        self.table.save(folder / TABLE_FILE)
-        (folder / TEMPLATE_FILE).write_text(self.template.to_json() + "\n", encoding="utf-8")
+        write_folder(Path(save_directory), self.model, self._parts(), repo_id)
+
+    def _parts(self) -> SavedParts:
         settings = replace(self.settings, table_checksum=self.table.checksum())
-        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
-        names = [ITEMS_FILE, TABLE_FILE, TEMPLATE_FILE, SETTINGS_FILE]
-        if self.recommender is not None:
-            self.recommender.save_pretrained(folder / RECOMMENDER_FOLDER)
-            names += [f"{RECOMMENDER_FOLDER}/{name}" for name in ("config.json", "model.safetensors")]
-        for prefix in ("", f"{ITEM_ADAPTER}/"):
-            names += [f"{prefix}{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
-        (folder / ITEM_ADAPTER / "README.md").unlink(missing_ok=True)
-        write_card(
-            folder / "README.md", settings.results, settings.base_model, self.template, self.items, repo_id or "."
-        )
-        write_manifest(folder, [*names, "README.md"])
+        return SavedParts(settings, self.template, self.items, self.table, self.recommender)
 
     @classmethod
     def from_pretrained(
@@ -368,37 +316,17 @@ class LaserRecommender:
         Raises:
             ArtifactError: a file is missing, changed, or belongs to something else.
             AdapterLoadError: adapter tensors do not fit.
+            ConfigurationError: the language model cannot be loaded, or carries an adapter already.
         """
         folder = Path(path_or_repo)
         if not folder.is_dir():
             folder = hub.download(str(path_or_repo), revision=revision, token=token)
-        check_manifest(folder)
-        settings = _read_settings(folder / SETTINGS_FILE)
-        template = PromptTemplate.from_json((folder / TEMPLATE_FILE).read_text(encoding="utf-8"))
-        items = ItemCatalog.from_jsonl(folder / ITEMS_FILE)
-        table = ItemTable.load(folder / TABLE_FILE, len(items))
-        if table.checksum() != settings.table_checksum:
-            raise ArtifactError(
-                f"{TABLE_FILE} is not the table that {SETTINGS_FILE} names (sha256 differs); they are from two saves, "
-                "save or download the folder again"
-            )
-        recommender = None
-        if settings.recommender_hash is not None:
-            recommender = load_recommender(folder / RECOMMENDER_FOLDER)
-            if recommender.content_hash() != settings.recommender_hash:
-                raise ArtifactError(
-                    f"the ID recommender in {RECOMMENDER_FOLDER}/ is not the one the adapter was trained with (hash "
-                    f"{recommender.content_hash()[:12]}, trained with {settings.recommender_hash[:12]}); restore the "
-                    "original, an adapter cannot read another recommender's embeddings"
-                )
-        recorded = settings.base_model
-        base = load_base_model(
-            base_model or recorded["name"], dtype, None if base_model is not None else recorded.get("revision")
+        parts = read_folder(folder)
+        base = _load_base(parts.settings, base_model, dtype)
+        model = load_adapters(base, folder)
+        return cls(
+            base, model, parts.items, parts.table, parts.template, parts.recommender, parts.settings, device=device
         )
-        check_same_base(base, recorded["name"], recorded["fingerprint"])
-        model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=USER_ADAPTER)
-        model.load_adapter(str(folder / ITEM_ADAPTER), adapter_name=ITEM_ADAPTER)
-        return cls(base, model, items, table, template, recommender, settings, device)
 
     def push_to_hub(
         self,
@@ -430,21 +358,24 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next((int(value) for value in (tokenizer.pad_token_id, tokenizer.eos_token_id) if value is not None), 0)
 
 
-def _read_settings(path: Path) -> LaserSettings:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        settings = LaserSettings(**values)
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path.name} cannot be read ({error}); it is damaged or from another version") from error
-    if settings.format_version != FORMAT_VERSION:
+def _load_base(settings: LaserSettings, given: str | Path | BaseModel | None, dtype: torch.dtype) -> BaseModel:
+    recorded = settings.base_model
+    name = recorded["name"]
+    if given is None and recorded.get("is_local") and not Path(name).is_dir():
         raise ArtifactError(
-            f"{path.name} must have format_version {FORMAT_VERSION}, got {settings.format_version}; use the version of "
-            f"peft_bituning that saved it ({settings.version})"
+            f"the language model was a local folder named {name!r}, which is not saved here; give it as base_model="
         )
-    return settings
+    base = load_base_model(given or name, dtype, None if given is not None else recorded.get("revision"))
+    check_same_base(base, name, recorded["fingerprint"])
+    return base
 
 
 def _strings(values: Sequence[str], name: str) -> list[str]:
     if isinstance(values, str):
         raise ConfigurationError(f"{name} must be a list of item ids, got {values!r}; for one item write [{values!r}]")
     return [str(value) for value in values]
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -54,7 +54,7 @@ class LaserArguments:
     max_length: int = field(default=1024, metadata={"help": "Tokens a prompt at most (T)."})
     template: str = field(default="paper", metadata={"help": "Prompt template: a preset, or a JSON file."})
     recommender: str = field(
-        default="bert4rec", metadata={"help": "Frozen ID recommender: bert4rec, sasrec, or a saved folder."}
+        default="bert4rec", metadata={"help": "Frozen ID recommender: bert4rec, sasrec, none, or a saved folder."}
     )
     recommender_epochs: int | None = field(default=None, metadata={"help": "Its epochs at most; None is its own."})
     mixed_precision: str | None = field(

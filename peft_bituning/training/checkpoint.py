@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -16,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
 MARKER_FILE = "complete.json"
@@ -48,6 +51,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder
         self.keep = keep
+        self._whole: Path | None = None  # the newest one known to be undamaged: written or read by this object
 
     def complete(self) -> list[Path]:
         """Return the folders of complete checkpoints, oldest first."""
@@ -62,8 +66,8 @@ class CheckpointStore:
         Args:
             step: optimizer updates so far, over both stages; part of the folder's name.
             checkpoint: what to write.
-            constant: groups whose name begins with this never change under one name: where the newest checkpoint
-                has such a file, it is linked and not written again.
+            constant: groups whose name begins with this never change under one name: where the checkpoint that was
+                written or read last has such a file, it is linked and not written again.
 
         Returns:
             The checkpoint's folder.
@@ -77,15 +81,14 @@ class CheckpointStore:
         temporary.mkdir()
         for group, tensors in checkpoint.tensors.items():
             target = temporary / f"{group}.safetensors"
-            if constant and group.startswith(constant) and previous and (previous[-1] / target.name).is_file():
-                _link(previous[-1] / target.name, target)
+            source = None if self._whole is None else self._whole / target.name
+            if constant and group.startswith(constant) and source is not None and source.is_file():
+                _link(source, target)
             else:
                 save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, target)
         (temporary / STATE_FILE).write_text(json.dumps(checkpoint.state))
         marker = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
+        sync_folder(temporary)
         final = self.folder / name
         if final.exists():  # a kill came between its renaming and its marking
             shutil.rmtree(final)
@@ -96,6 +99,7 @@ class CheckpointStore:
         _sync(pending)
         os.rename(pending, final / MARKER_FILE)
         _sync(final)
+        self._whole = final
         self._rotate(final)
         return final
 
@@ -111,9 +115,13 @@ class CheckpointStore:
         problems: list[str] = []
         for folder in reversed(self.complete()):
             try:
-                return self._load(folder)
+                checkpoint = self._load(folder)
             except CheckpointError as error:
                 problems.append(str(error))
+                logger.warning("a checkpoint cannot be used, trying the one before: %s", error)
+                continue
+            self._whole = folder
+            return checkpoint
         if problems:
             raise CheckpointError(
                 f"none of the {len(problems)} checkpoints in {self.folder.name} can be used: {'; '.join(problems)}; "
@@ -122,8 +130,11 @@ class CheckpointStore:
         return None
 
     def clear(self) -> None:
-        """Remove every checkpoint."""
+        """Remove every checkpoint and what else the folder holds; a kill leaves the newest ones whole or none."""
+        for folder in self.complete():
+            (folder / MARKER_FILE).unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._whole = None
 
     def _load(self, folder: Path) -> Checkpoint:
         try:
@@ -132,7 +143,7 @@ class CheckpointStore:
                     raise CheckpointError(f"{folder.name}/{name} was changed after it was written")
             state = _read_json(folder / STATE_FILE)
             tensors = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, AttributeError, SafetensorError) as error:
             raise CheckpointError(f"{folder.name} cannot be read ({error})") from error
         return Checkpoint(state, tensors)
 
@@ -206,6 +217,34 @@ def restore_random_state(saved: dict[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(saved["torch"], dtype=torch.uint8))
     if saved["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([torch.tensor(state, dtype=torch.uint8) for state in saved["cuda"]])
+
+
+def differences(saved: dict[str, Any], found: dict[str, Any], prefix: str = "") -> list[str]:
+    """Name what differs between two runs, for messages.
+
+    Args:
+        saved: JSON values of the earlier run.
+        found: those of this one.
+        prefix: path to both.
+
+    Returns:
+        One `path was this and is that` for each value that differs.
+    """
+    different: list[str] = []
+    for key in sorted({*saved, *found}):
+        before, now = saved.get(key), found.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            different.extend(differences(before, now, f"{prefix}{key}."))
+        elif before != now:
+            different.append(f"{prefix}{key} was {before!r} and is {now!r}")
+    return different
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the files of a folder, and the folder itself, are on the disk."""
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
 
 
 def _read_json(path: Path) -> Any:

@@ -3,37 +3,37 @@
 import json
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, set_peft_model_state_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..base_models import BaseModel, load_base_model
 from ..catalog.encoder import HistoryEncoder
-from ..data import PRESETS, Interactions, LeaveOneOut, PromptEncoder, PromptTemplate, interactions_from_tables
+from ..catalog.item_table import ItemTable
+from ..data import Interactions, LeaveOneOut, PromptEncoder, PromptTemplate
 from ..data.collator import HistoryCollator
-from ..errors import ConfigurationError, DataError
+from ..errors import ConfigurationError
 from ..matmul import fast_cpu_matmul
-from ..recommenders import (
-    IDRecommender,
-)
+from ..recommenders import IDRecommender
 from ..serving.recommender import ITEM_ADAPTER, LaserRecommender, LaserSettings, pad_token_id
 from ..tuners.bituning import BiTuningConfig, BiTuningModel
-from ..tuners.bituning.backbone import max_positions
 from .arguments import LaserArguments
 from .baselines import counting_rows, language_model_rows
 from .checkpoint import CheckpointStore
 from .curves import plot_curves
 from .frozen import provide_recommender
+from .inputs import attach_adapter, make_prompts, read_interactions, read_template, split_histories
 from .ranking import rank_users
 from .results import data_hash, prompt_cuts, provenance, to_json, weight_change, write_whole
-from .stages import ADAPTER, StageResult, TwoStageTraining
+from .stage_result import StageResult
+from .stages import ADAPTER, TwoStageTraining
 
 logger = logging.getLogger(__name__)
 
@@ -74,25 +74,47 @@ def fit(
         NonFiniteLossError: training diverged; the last checkpoint stays.
     """
     arguments = arguments or LaserArguments()
-    config = config or BiTuningConfig()
-    accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision, log_with=arguments.log_with, project_dir=arguments.output_dir
-    )
-    run = _Run(accelerator, arguments)
+    run = _Run(_accelerator(arguments), arguments)
     with logging_redirect_tqdm(), fast_cpu_matmul(arguments.fast_cpu_matmul):
         run.prepare_folder()
         set_seed(arguments.seed)
-        data = run.read(interactions, items)
-        split = run.split(data)
-        base = load_base_model(base_model)
-        known = run.recommender(recommender, data, split)
-        model, config = run.adapter(base, config, known)
-        prompts = run.prompts(base, model, config, data, template)
-        collator = HistoryCollator(prompts, pad_token_id(base.tokenizer), known.max_length if known else 1)
-        needed = known if cast(BiTuningModel, model.base_model).prefix_encoder.needs_collaborative else None
-        encoder = HistoryEncoder(model, collator, needed, accelerator.device, arguments.per_device_eval_batch_size)
-        model.to(accelerator.device)
-        return run.train(base, model, encoder, data, split, known, prompts)
+        parts = run.gather(interactions, items, base_model, config or BiTuningConfig(), recommender, template)
+        return run.train(parts)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a run works with.
+
+    Args:
+        data: the histories.
+        split: who is trained, validated and tested on what.
+        recommender: the frozen ID recommender, or None.
+        base: the language model.
+        model: the PEFT model around it.
+        prompts: renders histories.
+        encoder: encodes histories with the PEFT model.
+    """
+
+    data: Interactions
+    split: LeaveOneOut
+    recommender: IDRecommender | None
+    base: BaseModel
+    model: PeftModel
+    prompts: PromptEncoder
+    encoder: HistoryEncoder
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a resumed run must share, as JSON values."""
+        return to_json(
+            {
+                "data": data_hash(self.data),
+                "base_model": {"name": self.base.name, **self.base.fingerprint()},
+                "recommender": None if self.recommender is None else self.recommender.content_hash(),
+                "adapter": self.model.peft_config[ADAPTER].to_dict(),
+                "template": self.prompts.template.to_dict(),
+            }
+        )
 
 
 class _Run:
@@ -109,8 +131,6 @@ class _Run:
 
     def prepare_folder(self) -> None:
         """Refuse to run over an unfinished run; make the folder."""
-        if self.arguments.log_with:
-            self.accelerator.init_trackers("peft_bituning", config=_flat(self.arguments.trajectory()))
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = bool(self.store.complete())
@@ -123,46 +143,42 @@ class _Run:
                 )
             if self.accelerator.is_main_process:
                 self.store.clear()
-        if self.accelerator.is_main_process and not self.arguments.resume:
-            (self.folder / BASELINES_FILE).unlink(missing_ok=True)
+        if self.arguments.log_with:
+            self.accelerator.init_trackers("peft_bituning", config=_flat(self.arguments.trajectory()))
         self.accelerator.wait_for_everyone()
 
-    def read(self, interactions: Any, items: Any) -> Interactions:
-        """Bring the data into histories over a catalog."""
-        if isinstance(interactions, Interactions):
-            if items is not None:
-                raise ConfigurationError("items must be None where interactions bring their own catalog, got both")
-            return interactions
-        if items is None:
-            raise ConfigurationError("items must be given with a table of interactions, got None")
-        rejects = self.folder / "rejects.jsonl" if self.accelerator.is_main_process else None
-        return interactions_from_tables(interactions, items, rejects_path=rejects)
-
-    def split(self, data: Interactions) -> LeaveOneOut:
-        """Split by leave-one-out and check that there is something to train and to choose on."""
-        split = LeaveOneOut(data.histories)
-        if len(data.items) < 2:
-            raise DataError(
-                f"the catalog must have at least 2 items to rank, got {len(data.items)}; there is nothing to recommend"
-            )
-        if not split.samples("valid"):
-            raise DataError(
-                "no user has the three events that training, validation and test need; give longer histories"
-            )
-        if not split.training_samples("last_cut"):
-            raise DataError(
-                "no user has the four events that a training row beside validation and test needs; give longer "
-                "histories"
-            )
-        if split.users_not_evaluated and self.accelerator.is_main_process:
+    def gather(
+        self,
+        interactions: Any,
+        items: Any,
+        base_model: str | Path | BaseModel,
+        config: BiTuningConfig,
+        recommender: IDRecommender | None,
+        template: PromptTemplate | None,
+    ) -> _Parts:
+        """Read and build everything that training starts from; the arguments are those of `fit`."""
+        is_main = self.accelerator.is_main_process
+        data = read_interactions(interactions, items, self.folder / "rejects.jsonl" if is_main else None)
+        split = split_histories(data)
+        if split.users_not_evaluated and is_main:
             logger.info("%d users with fewer than three events train only", split.users_not_evaluated)
-        return split
+        base = load_base_model(base_model)
+        known = self._recommender(recommender, data, split)
+        model = attach_adapter(base, config, known, self.arguments.seed)
+        prompts = make_prompts(base, model, data, template or read_template(self.arguments.template), self.arguments)
+        if prompts.twin_count and is_main:
+            logger.info("%d items share their text with another and cannot be told apart by it", prompts.twin_count)
+        collator = HistoryCollator(prompts, pad_token_id(base.tokenizer), known.max_length if known else 1)
+        needed = known if cast(BiTuningModel, model.base_model).prefix_encoder.needs_collaborative else None
+        device = self.accelerator.device
+        encoder = HistoryEncoder(model.to(device), collator, needed, device, self.arguments.per_device_eval_batch_size)
+        return _Parts(data, split, known, base, model, prompts, encoder)
 
-    def recommender(self, given: IDRecommender | None, data: Interactions, split: LeaveOneOut) -> IDRecommender | None:
+    def _recommender(self, given: IDRecommender | None, data: Interactions, split: LeaveOneOut) -> IDRecommender | None:
         """Take, load or train the frozen ID recommender."""
         start = time.perf_counter()
-        folder = self.folder / CHECKPOINTS / "recommender"
-        found = given or provide_recommender(self.accelerator, self.arguments, folder, len(data.items), split)
+        folder = self.store.folder / "recommender"
+        found = given or provide_recommender(self.accelerator, self.arguments, folder, data, split)
         if found is not None and found.num_items != len(data.items):
             raise ConfigurationError(
                 f"the recommender must know the catalog's {len(data.items)} items, got one of {found.num_items}; "
@@ -171,119 +187,66 @@ class _Run:
         self.seconds["recommender"] = time.perf_counter() - start
         return None if found is None else found.to(self.accelerator.device).eval()
 
-    def adapter(
-        self, base: BaseModel, config: BiTuningConfig, recommender: IDRecommender | None
-    ) -> tuple[PeftModel, BiTuningConfig]:
-        """Put a fresh adapter on the language model; the same seed gives the same weights."""
-        if config.collaborative_dim is None and recommender is not None:
-            config = replace(config, collaborative_dim=recommender.embedding_dim)
-        if recommender is not None and config.collaborative_dim != recommender.embedding_dim:
-            raise ConfigurationError(
-                f"collaborative_dim must be the recommender's width {recommender.embedding_dim}, "
-                f"got {config.collaborative_dim}"
-            )
-        torch.manual_seed(self.arguments.seed)
-        model = get_peft_model(base.model, config)
-        config.base_model_name_or_path, config.revision = base.name, base.revision
-        return model, config
-
-    def prompts(
-        self,
-        base: BaseModel,
-        model: PeftModel,
-        config: BiTuningConfig,
-        data: Interactions,
-        template: PromptTemplate | None,
-    ) -> PromptEncoder:
-        """Set up prompts that fit the context, and report what had to be cut and what cannot be told apart."""
-        arguments = self.arguments
-        length = arguments.max_length
-        limit = max_positions(base.model)
-        if limit is not None:
-            length = min(length, limit - cast(BiTuningModel, model.base_model).prefix_encoder.num_tokens - 1)
-            if length < 1:
-                raise ConfigurationError(
-                    f"num_virtual_tokens must leave room for text in max_position_embeddings ({limit}), "
-                    f"got {config.num_virtual_tokens}"
-                )
-        prompts = PromptEncoder(
-            template or read_template(arguments.template),
-            base.tokenizer,
-            data.items,
-            length,
-            arguments.max_history,
-            arguments.max_item_tokens,
-        )
-        if prompts.twin_count and self.accelerator.is_main_process:
-            logger.info("%d items share their text with another and cannot be told apart by it", prompts.twin_count)
-        return prompts
-
-    def train(
-        self,
-        base: BaseModel,
-        model: PeftModel,
-        encoder: HistoryEncoder,
-        data: Interactions,
-        split: LeaveOneOut,
-        recommender: IDRecommender | None,
-        prompts: PromptEncoder,
-    ) -> LaserRecommender:
+    def train(self, parts: _Parts) -> LaserRecommender:
         """Measure the baselines, train, test, save."""
-        rows, first_table = self._baselines(model, encoder, data, split, recommender)
-        identity = {
-            "data": data_hash(data),
-            "base_model": {"name": base.name, **base.fingerprint()},
-            "recommender": None if recommender is None else recommender.content_hash(),
-            "adapter": to_json(model.peft_config[ADAPTER].to_dict()),
-            "template": prompts.template.to_dict(),
-        }
         training = TwoStageTraining(
-            self.accelerator, model, encoder, split, len(data.items), self.arguments, self.store, to_json(identity)
+            self.accelerator,
+            parts.model,
+            parts.encoder,
+            parts.split,
+            len(parts.data.items),
+            self.arguments,
+            self.store,
+            parts.identity(),
         )
+        training.read_checkpoint()
+        rows, first_table = self._baselines(parts, training.identity)
         start = time.perf_counter()
         stage1, stage2 = training.run(first_table)
         self.seconds["training"] = training.state.seconds
         self.seconds["training_this_run"] = time.perf_counter() - start
         start = time.perf_counter()
-        measured, swapped = self._test(training, stage1, stage2, split)
-        rows += measured
+        measured, swapped = self._test(training, stage1, stage2, parts.split)
         self.seconds["test"] = time.perf_counter() - start
         self.seconds["total_this_run"] = time.perf_counter() - self.started
         results = {
-            "rows": rows,
+            "rows": rows + measured,
             "swapped_collaborative": swapped,
             "stage2_weight_change": weight_change(stage1.user_weights, stage2.user_weights),
             "epochs": training.state.epochs,
-            "dataset": {**data.counts(), "users_not_evaluated": split.users_not_evaluated},
-            "prompts": {"twins": prompts.twin_count, **prompt_cuts(prompts, split)},
-            "base_model": base.name,
-            "recommender": None if recommender is None else recommender.recommender_type,
-            "settings": {**self.arguments.trajectory(), "processes": self.accelerator.num_processes},
-            "adapter": to_json(model.peft_config[ADAPTER].to_dict()),
+            "dataset": {**parts.data.counts(), "users_not_evaluated": parts.split.users_not_evaluated},
+            "prompts": {"twins": parts.prompts.twin_count, **prompt_cuts(parts.prompts, parts.split)},
+            "base_model": parts.base.name,
+            "recommender": None if parts.recommender is None else parts.recommender.recommender_type,
+            "settings": {
+                **self.arguments.trajectory(),
+                # Names instead of paths: nothing of this machine goes into what is shared.
+                **{name: Path(getattr(self.arguments, name)).name for name in ("recommender", "template")},
+                "processes": self.accelerator.num_processes,
+            },
+            "adapter": to_json(parts.model.peft_config[ADAPTER].to_dict()),
             "seconds": self.seconds,
-            **provenance(model, self.accelerator.device),
+            **provenance(parts.model, self.accelerator.device),
             "log_history": training.state.log_history,
         }
-        return self._finish(base, model, encoder, data, recommender, prompts, stage2, results)
+        return self._finish(parts, stage2, results)
 
-    def _baselines(
-        self,
-        model: PeftModel,
-        encoder: HistoryEncoder,
-        data: Interactions,
-        split: LeaveOneOut,
-        recommender: IDRecommender | None,
-    ) -> tuple[list[dict[str, Any]], Any]:
-        path = self.folder / BASELINES_FILE
-        if self.arguments.resume and path.is_file():
-            return json.loads(path.read_text(encoding="utf-8")), None
+    def _baselines(self, parts: _Parts, identity: dict[str, Any]) -> tuple[list[dict[str, Any]], ItemTable | None]:
+        """Measure the baselines, or read them where this very run has measured them before."""
+        path = self.store.folder / BASELINES_FILE
+        saved = json.loads(path.read_text(encoding="utf-8")) if self.arguments.resume and path.is_file() else {}
+        self.accelerator.wait_for_everyone()
+        if saved.get("identity") == identity:
+            return saved["rows"], None
         start = time.perf_counter()
-        rows = counting_rows(split, len(data.items), recommender, self.accelerator.device)
-        measured = language_model_rows(model, encoder, split, len(data.items), ADAPTER, self.progress)
+        num_items = len(parts.data.items)
+        rows = counting_rows(parts.split, num_items, parts.recommender, self.accelerator.device)
+        measured = language_model_rows(parts.model, parts.encoder, parts.split, num_items, ADAPTER, self.progress)
         rows += measured.rows
         self.seconds["baselines"] = time.perf_counter() - start
         if self.accelerator.is_main_process:
-            write_whole(path, json.dumps(rows))
+            self.store.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps({"identity": identity, "rows": rows}))
         self.accelerator.wait_for_everyone()
         return rows, measured.first_table
 
@@ -291,44 +254,42 @@ class _Run:
         self, training: TwoStageTraining, stage1: StageResult, stage2: StageResult, split: LeaveOneOut
     ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Score what each stage kept on the test split, once it was chosen on validation."""
+        samples = split.samples("test")
         rows = []
         for number, result in ((1, stage1), (2, stage2)):
             training.set_weights(result.user_weights)
-            table = result.item_side.table
-            reports = {
-                name: rank_users(training.encoder, split.samples(name), table, self.progress, f"stage {number} {name}")
-                for name in ("valid", "test")
-            }
+            report = rank_users(
+                training.encoder, samples, result.item_side.table, self.progress, f"test, stage {number}"
+            )
             rows.append(
-                {"name": f"after stage {number}", **{name: report.metrics() for name, report in reports.items()}}
+                {
+                    "name": f"after stage {number}",
+                    "epoch": result.epoch,
+                    "valid": result.valid,
+                    "test": report.metrics(),
+                }
             )
         swapped = None
         if training.encoder.recommender is not None:
             table = stage2.item_side.table
-            samples = split.samples("test")
             swapped = rank_users(training.encoder, samples, table, self.progress, "swapped", True).metrics()
         return rows, swapped
 
-    def _finish(
-        self,
-        base: BaseModel,
-        model: PeftModel,
-        encoder: HistoryEncoder,
-        data: Interactions,
-        recommender: IDRecommender | None,
-        prompts: PromptEncoder,
-        kept: StageResult,
-        results: dict[str, Any],
-    ) -> LaserRecommender:
-        from peft import set_peft_model_state_dict
-
+    def _finish(self, parts: _Parts, kept: StageResult, results: dict[str, Any]) -> LaserRecommender:
+        """Put the parts together and save them; checkpoints go last."""
+        model, base, encoder = parts.model, parts.base, parts.encoder
         model.add_adapter(ITEM_ADAPTER, replace(model.peft_config[ADAPTER]))
         set_peft_model_state_dict(model, kept.item_side.weights, adapter_name=ITEM_ADAPTER)
         settings = LaserSettings(
-            base_model={"name": base.name, "revision": base.revision, "fingerprint": base.fingerprint()},
-            max_length=prompts.max_length or self.arguments.max_length,
-            max_history=prompts.max_items,
-            max_item_tokens=prompts.max_item_tokens,
+            base_model={
+                "name": base.name,
+                "revision": base.revision,
+                "fingerprint": base.fingerprint(),
+                "is_local": base.is_local,
+            },
+            max_length=parts.prompts.max_length or self.arguments.max_length,
+            max_history=parts.prompts.max_items,
+            max_item_tokens=parts.prompts.max_item_tokens,
             max_collaborative_items=encoder.collator.max_items,
             recommender_hash=None if encoder.recommender is None else encoder.recommender.content_hash(),
             table_checksum=kept.item_side.table.checksum(),
@@ -338,9 +299,9 @@ class _Run:
         finished = LaserRecommender(
             base,
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False),
-            data.items,
+            parts.data.items,
             kept.item_side.table,
-            prompts.template,
+            parts.prompts.template,
             encoder.recommender,
             settings,
             self.accelerator.device,
@@ -351,30 +312,20 @@ class _Run:
             write_whole(self.folder / RESULTS_FILE, json.dumps(results, indent=1))
             plot_curves(self.folder / CURVES_FILE, results["epochs"], results["log_history"])
             self.store.clear()
-            (self.folder / BASELINES_FILE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return finished
 
 
-def read_template(name: str) -> PromptTemplate:
-    """Return a template by preset or JSON file.
-
-    Args:
-        name: a preset's name, or the path of a JSON file.
-
-    Returns:
-        The template.
-
-    Raises:
-        ConfigurationError: neither.
-    """
-    if name in PRESETS:
-        return PromptTemplate.from_preset(name)
-    path = Path(name)
-    if not path.is_file():
-        raise ConfigurationError(f"template must be one of {', '.join(PRESETS)}, or a JSON file, got {name!r}")
-    return PromptTemplate.from_json(path.read_text(encoding="utf-8"))
+def _accelerator(arguments: LaserArguments) -> Accelerator:
+    tracker = arguments.log_with
+    installed = [str(name) for name in get_available_trackers()]
+    if isinstance(tracker, str) and tracker not in installed:
+        raise ConfigurationError(
+            f"log_with must be an installed tracker ({', '.join(installed) or 'there is none'}), got {tracker!r}; install "
+            "it, or leave log_with out: results.json holds the curves too"
+        )
+    return Accelerator(mixed_precision=arguments.mixed_precision, log_with=tracker, project_dir=arguments.output_dir)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

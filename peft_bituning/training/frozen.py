@@ -1,14 +1,16 @@
 """The frozen ID recommender of a run: loaded, or trained once and kept for a resumed run."""
 
+import json
 import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from ..data import LeaveOneOut
-from ..errors import ConfigurationError
+from ..data import Interactions, LeaveOneOut
+from ..errors import CheckpointError, ConfigurationError
 from ..recommenders import (
     IDRecommender,
     build_recommender,
@@ -17,12 +19,16 @@ from ..recommenders import (
     load_recommender,
 )
 from .arguments import RECOMMENDERS, LaserArguments
+from .checkpoint import differences, sync_folder
+from .results import data_hash
 
 logger = logging.getLogger(__name__)
 
+ORIGIN_FILE = "origin.json"
+
 
 def provide_recommender(
-    accelerator: Accelerator, arguments: LaserArguments, folder: Path, num_items: int, split: LeaveOneOut
+    accelerator: Accelerator, arguments: LaserArguments, folder: Path, data: Interactions, split: LeaveOneOut
 ) -> IDRecommender | None:
     """Load the recommender that the arguments name, or train one; every process gets the same weights.
 
@@ -30,7 +36,7 @@ def provide_recommender(
         accelerator: the main process trains, the others wait.
         arguments: `recommender` names a kind, a saved folder, or `none`.
         folder: where a trained one is kept; a resumed run takes it from there.
-        num_items: I.
+        data: what it is trained on.
         split: training sequences, and validation users for early stopping.
 
     Returns:
@@ -38,6 +44,7 @@ def provide_recommender(
 
     Raises:
         ConfigurationError: neither a known kind nor a folder.
+        CheckpointError: the run to resume trained it on other data or by other settings.
     """
     name = arguments.recommender
     if name == "none":
@@ -48,8 +55,18 @@ def provide_recommender(
                 f"recommender must be {', '.join(RECOMMENDERS)}, none, or the folder of a saved one, got {name!r}"
             )
         return load_recommender(name)
-    if accelerator.is_main_process and not (arguments.resume and folder.is_dir()):
-        model = build_recommender(name, num_items, seed=arguments.seed).to(accelerator.device)
+    origin = {
+        "recommender": name,
+        "recommender_epochs": arguments.recommender_epochs,
+        "seed": arguments.seed,
+        "data": data_hash(data),
+    }
+    kept = arguments.resume and folder.is_dir()
+    if kept:
+        _check_origin(folder, origin)
+    accelerator.wait_for_everyone()  # all have looked before the main process writes
+    if accelerator.is_main_process and not kept:
+        model = build_recommender(name, len(data.items), seed=arguments.seed).to(accelerator.device)
         settings = default_fit_arguments(name)
         if arguments.recommender_epochs is not None:
             settings["epochs"] = arguments.recommender_epochs
@@ -62,14 +79,27 @@ def provide_recommender(
             **settings,
         )
         logger.info("%s: best epoch %d, validation NDCG@10 %.4f", name, report.best_epoch, report.best_ndcg or 0.0)
-        _save_whole(model.to("cpu"), folder)
+        _save_whole(model.to("cpu"), folder, origin)
     accelerator.wait_for_everyone()
     return load_recommender(folder)
 
 
-def _save_whole(recommender: IDRecommender, folder: Path) -> None:
+def _check_origin(folder: Path, origin: dict[str, Any]) -> None:
+    saved = json.loads((folder / ORIGIN_FILE).read_text())
+    different = differences(saved, origin)
+    if different:
+        raise CheckpointError(
+            f"the ID recommender of the run to resume was trained otherwise: {'; '.join(different)}; resume with the "
+            "same settings, or start again with --overwrite_output_dir"
+        )
+
+
+def _save_whole(recommender: IDRecommender, folder: Path, origin: dict[str, Any]) -> None:
     """Save a recommender so that a kill leaves the whole folder or none."""
     temporary = folder.with_name(f"tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
     recommender.save_pretrained(temporary)
+    (temporary / ORIGIN_FILE).write_text(json.dumps(origin))
+    sync_folder(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(temporary, folder)

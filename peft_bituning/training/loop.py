@@ -11,12 +11,19 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
+from ..data.collator import HistoryBatch
 from ..data.samples import Sample
 from ..errors import NonFiniteLossError
 from ..losses import catalog_contrastive_loss
+from ..tuners.bituning import BiTuningOutput
 from ..tuners.bituning.encoders.mformer import row_scores
 from .arguments import LaserArguments
 from .batches import share_of
+
+AFTER_NON_FINITE = (
+    "The last checkpoint is from before and stays; lower learning_rate or max_grad_norm, or use bfloat16 or float32, "
+    "and start again with --overwrite_output_dir"
+)
 
 
 class UpdateLoop:
@@ -72,14 +79,14 @@ class UpdateLoop:
         """
         accelerator, accumulation = self.accelerator, self.arguments.gradient_accumulation_steps
         world = accelerator.num_processes
-        shares = share_of(rows, accelerator.process_index, world, accumulation)
+        shares = [share_of(rows, process, world, accumulation) for process in range(world)]
         sums = torch.zeros(3, device=accelerator.device)  # contrastive, aux, tokens
         experts: Tensor | None = None
-        for step, share in enumerate(shares):
+        for step, share in enumerate(shares[accelerator.process_index]):
             last = step == accumulation - 1
+            part = sum(len(each[step]) for each in shares) / len(rows)  # of the update's rows, over all processes
             with nullcontext() if last else accelerator.no_sync(self.model):
-                # A process without a row still runs one, without weight: the others wait for its gradients.
-                output, batch = self.encoder.forward([samples[row].history for row in share] or [()])
+                output, batch = self._forward(samples, share, rows[0])
                 targets = torch.tensor([samples[row].target for row in share] or [0], device=accelerator.device)
                 losses = catalog_contrastive_loss(
                     output["pooler_output"],
@@ -93,8 +100,8 @@ class UpdateLoop:
                 contrastive = losses.sum() * (weight / len(rows))
                 loss = contrastive * world  # the mean over processes that DDP takes gives the sum
                 if output.aux_loss is not None:
-                    loss = loss + self.aux_loss_coef * output.aux_loss / accumulation
-                    sums[1] += output.aux_loss.detach() / (accumulation * world)
+                    loss = loss + self.aux_loss_coef * output.aux_loss * part
+                    sums[1] += output.aux_loss.detach() * part / world
                 accelerator.backward(loss)
             sums[0] += contrastive.detach()
             sums[2] += float(batch.attention_mask.sum()) * weight
@@ -125,6 +132,15 @@ class UpdateLoop:
             "tokens": int(sums[2]),
         }
 
+    def _forward(
+        self, samples: Sequence[Sample], share: Sequence[int], idle_row: int
+    ) -> tuple[BiTuningOutput, HistoryBatch]:
+        """Run a micro-batch; a process without rows runs one without weight, as the others wait for its gradients."""
+        if share:
+            return self.encoder.forward([samples[row].history for row in share])
+        # Without collaborative items it does not count in load balancing either.
+        return self.encoder.forward([samples[idle_row].history], collaborative_histories=[()])
+
     def _explain(self, where: str, contrastive_loss: float, aux_loss: float) -> str:
         parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         weights = [name for name, value in parameters.items() if not bool(torch.isfinite(value).all())]
@@ -145,9 +161,8 @@ class UpdateLoop:
         else:
             cause = f"{len(gradients)} gradients are not finite, first {gradients[0] if gradients else 'unknown'}"
         return (
-            f"training stopped at {where}: loss {contrastive_loss} + {self.aux_loss_coef} x {aux_loss}; {cause}. The "
-            "last checkpoint is from before; lower learning_rate or max_grad_norm, or use bfloat16 or float32, and "
-            "run again with --resume"
+            f"training stopped at {where}: loss {contrastive_loss} + {self.aux_loss_coef} x {aux_loss}; {cause}. "
+            f"{AFTER_NON_FINITE}"
         )
 
 

@@ -3,76 +3,37 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
 from ..data.samples import LeaveOneOut, Sample
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError, NonFiniteLossError
 from .arguments import LaserArguments
 from .batches import plan_updates
 from .checkpoint import (
     Checkpoint,
     CheckpointStore,
+    differences,
     flatten_optimizer,
     random_state,
     restore_optimizer,
     restore_random_state,
 )
-from .loop import UpdateLoop
+from .loop import AFTER_NON_FINITE, UpdateLoop
 from .ranking import rank_users
+from .stage_result import ItemSide, StageResult, Weights
 from .state import RunningMeans, TrainingState
 
 logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
-Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class ItemSide:
-    """An item table and the weights that encoded it.
-
-    Args:
-        epoch: the epoch of stage 1, from 1, that began with it.
-        weights: A.
-        table: the item table.
-    """
-
-    epoch: int
-    weights: Weights
-    table: ItemTable
-
-    def to_tensors(self) -> Weights:
-        """Return everything as tensors for one file."""
-        return {"table": self.table.embeddings, **{f"weights.{name}": value for name, value in self.weights.items()}}
-
-    @classmethod
-    def from_tensors(cls, epoch: int, tensors: Weights) -> "ItemSide":
-        """Build the item side from what `to_tensors` returned."""
-        weights = {name.removeprefix("weights."): value for name, value in tensors.items() if name != "table"}
-        return cls(epoch, weights, ItemTable(tensors["table"]))
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage keeps.
-
-    Args:
-        user_weights: A', the adapter of the best epoch.
-        item_side: the item table it was validated on, and A, which encoded it.
-    """
-
-    user_weights: Weights
-    item_side: ItemSide
 
 
 class TwoStageTraining:
@@ -84,7 +45,7 @@ class TwoStageTraining:
 
     Args:
         accelerator: accelerate's device, precision and process handling.
-        model: the PEFT model, not yet prepared.
+        model: the PEFT model, not yet prepared by accelerate.
         encoder: encodes without gradients, on the unwrapped model.
         split: who is trained and validated on what.
         num_items: I.
@@ -120,14 +81,33 @@ class TwoStageTraining:
         self.items: ItemSide | None = None
         self.best: StageResult | None = None
         self.stage1: StageResult | None = None
+        self._saved: Checkpoint | None = None
         self._loop: UpdateLoop | None = None
-        self._prepared: torch.nn.Module | None = None
+        # Prepared before anything is encoded: mixed precision then holds for every item table, resumed or not.
+        self._prepared: torch.nn.Module = accelerator.prepare(model)
         self._started = time.perf_counter()
 
     # ------------------------------------------------------------------ stages
 
+    def read_checkpoint(self) -> None:
+        """Read the last checkpoint where `arguments.resume` is set; `run` goes on from there.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to another run, or every one is damaged.
+        """
+        if not self.arguments.resume:
+            return
+        self._saved = self.store.load_latest()
+        if self._saved is None:
+            logger.info("there is no checkpoint to go on from: training starts at the beginning")
+        elif different := differences(self._saved.state["identity"], self.identity):
+            raise CheckpointError(
+                f"the checkpoint belongs to another run: {'; '.join(different)}; resume with the same settings, or "
+                "start again with --overwrite_output_dir"
+            )
+
     def run(self, first_table: ItemTable | None = None) -> tuple[StageResult, StageResult]:
-        """Run both stages, from the last checkpoint where `arguments.resume` is set.
+        """Run both stages, from the checkpoint that `read_checkpoint` found, if any.
 
         Args:
             first_table: the item table of the untrained adapter, where it is at hand already.
@@ -136,14 +116,15 @@ class TwoStageTraining:
             What stage 1 and stage 2 keep; the same where `stage2_epochs` is 0.
 
         Raises:
-            CheckpointError: the checkpoint belongs to another run.
             NonFiniteLossError: training met a loss that is not finite.
         """
-        saved = self.store.load_latest() if self.arguments.resume else None
-        if saved is not None:
-            self._restore(saved)
-        elif first_table is not None:
-            self.items = ItemSide(1, self._weights(), first_table)
+        if self._saved is not None:
+            self._restore(self._saved)
+            self._saved = None
+        else:
+            set_seed(self.arguments.seed, device_specific=True)  # processes draw different dropout masks
+            if first_table is not None:
+                self.items = ItemSide(1, self._weights(), first_table)
         while self.state.stage <= 2:
             self._run_stage()
         if self.stage1 is None or self.best is None:
@@ -203,7 +184,15 @@ class TwoStageTraining:
 
     def _end_epoch(self, items: ItemSide, table: ItemTable, seconds: float) -> None:
         state = self.state
-        report = rank_users(self.encoder, self.validation, table, self._progress, f"validating epoch {state.epoch + 1}")
+        try:
+            report = rank_users(
+                self.encoder, self.validation, table, self._progress, f"validating epoch {state.epoch + 1}"
+            )
+        except InputError as error:  # the epoch's last update broke the weights
+            raise NonFiniteLossError(
+                f"training stopped at stage {state.stage}, epoch {state.epoch + 1}, after update {state.update}: the "
+                f"weights are no good any more, {error}. {AFTER_NON_FINITE}"
+            ) from error
         metrics = report.metrics()
         total = sum(state.expert_rows)
         record: dict[str, Any] = {
@@ -221,7 +210,7 @@ class TwoStageTraining:
         metric = metrics["unfiltered"]["ndcg@10"]
         if metric > state.best_metric:
             state.best_metric, state.best_epoch = metric, state.epoch
-            self.best = StageResult(self._weights(), items)
+            self.best = StageResult(self._weights(), items, state.epoch, metrics)
         self.accelerator.log({"valid_ndcg@10": metric, "stage": state.stage}, step=state.global_step)
         if self.accelerator.is_main_process:
             logger.info(
@@ -265,8 +254,7 @@ class TwoStageTraining:
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         updates = -(-len(self._epoch_samples(0)) // self.rows_per_update)
         optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=arguments.weight_decay)
-        if self._prepared is None:
-            self._prepared = self.accelerator.prepare(self.model)
+        self.accelerator.free_memory()  # it would unscale the gradients of stage 1's optimizer too (fp16)
         optimizer = self.accelerator.prepare(optimizer)
         encoder = HistoryEncoder(
             self._prepared,
@@ -321,10 +309,12 @@ class TwoStageTraining:
             groups = {"adapter": self._weights()}
             sides = [self.items]
             numbers: dict[str, int] = {}
+            kept: dict[str, Any] = {}
             for name, result in (("best", self.best), ("stage1", self.stage1)):
                 if result is not None:
                     groups[name] = result.user_weights
                     numbers[name] = result.item_side.epoch
+                    kept[name] = {"epoch": result.epoch, "valid": result.valid}
                     sides.append(result.item_side)
             if self.items is not None:
                 numbers["current"] = self.items.epoch
@@ -334,6 +324,7 @@ class TwoStageTraining:
                 "training": state.to_dict(),
                 "random": states,
                 "item_sides": numbers,
+                "kept": kept,
                 "optimizer": None,
                 "scheduler": None,
             }
@@ -347,12 +338,6 @@ class TwoStageTraining:
         self.accelerator.wait_for_everyone()
 
     def _restore(self, saved: Checkpoint) -> None:
-        if saved.state["identity"] != self.identity:
-            different = _differences(saved.state["identity"], self.identity)
-            raise CheckpointError(
-                f"the checkpoint belongs to another run: {'; '.join(different)}; resume with the same settings, or "
-                "start again with --overwrite_output_dir"
-            )
         tensors = saved.tensors
         self.state = TrainingState.from_dict(saved.state["training"])
         self.set_weights(tensors["adapter"])
@@ -362,8 +347,10 @@ class TwoStageTraining:
         }
         numbers = saved.state["item_sides"]
         self.items = sides[numbers["current"]] if "current" in numbers else None
-        self.best = StageResult(tensors["best"], sides[numbers["best"]]) if "best" in numbers else None
-        self.stage1 = StageResult(tensors["stage1"], sides[numbers["stage1"]]) if "stage1" in numbers else None
+        results = {
+            name: StageResult(tensors[name], sides[numbers[name]], **kept) for name, kept in saved.state["kept"].items()
+        }
+        self.best, self.stage1 = results.get("best"), results.get("stage1")
         if saved.state["optimizer"] is not None:
             loop = self._start_loop()
             restore_optimizer(loop.optimizer, saved.state["optimizer"], tensors["optimizer"])
@@ -384,14 +371,3 @@ def validation_samples(split: LeaveOneOut, arguments: LaserArguments) -> list[Sa
     generator = torch.Generator().manual_seed(arguments.seed)
     chosen = torch.randperm(len(samples), generator=generator)[:limit].sort().values
     return [samples[index] for index in chosen.tolist()]
-
-
-def _differences(saved: dict[str, Any], found: dict[str, Any], prefix: str = "") -> list[str]:
-    different: list[str] = []
-    for key in sorted({*saved, *found}):
-        before, now = saved.get(key), found.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            different.extend(_differences(before, now, f"{prefix}{key}."))
-        elif before != now:
-            different.append(f"{prefix}{key} was {before!r} and is {now!r}")
-    return different

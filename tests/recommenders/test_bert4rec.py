@@ -48,6 +48,17 @@ def test_hidden_items_are_real_ones_and_the_last_alone_or_a_share():
     assert 0.5 < only_last < 0.75  # the half that hides the last alone, and those where chance chose it
 
 
+def test_rows_are_cut_to_two_items_or_more():
+    lengths = torch.tensor([2, 3, 9] * 400)
+    generator = torch.Generator().manual_seed(0)
+    cut = build(cut_probability=0.5)._choose_lengths(lengths, generator)
+    assert (cut >= 2).all() and (cut <= lengths).all()
+    # half the rows are cut, and of these one in eight keeps its nine items
+    assert (cut[lengths == 9] < 9).float().mean().item() == pytest.approx(0.5 * 7 / 8, abs=0.08)
+    assert set(cut[lengths == 9].tolist()) == set(range(2, 10))
+    assert torch.equal(build(cut_probability=0.0)._choose_lengths(lengths, generator), lengths)
+
+
 def test_loss_depends_on_the_generator_alone():
     model = build(last_item_probability=0.0)
     rows, lengths = torch.randint(0, 9, (8, 6), generator=torch.Generator().manual_seed(0)), torch.full((8,), 6)
@@ -59,6 +70,7 @@ def test_loss_depends_on_the_generator_alone():
     ("settings", "message"),
     [
         ({"mask_probability": 0.0}, r"mask_probability must be in \(0, 1\), got 0.0"),
+        ({"cut_probability": -0.5}, r"cut_probability must be in \[0, 1\], got -0.5"),
         ({"last_item_probability": 1.5}, r"last_item_probability must be in \[0, 1\], got 1.5"),
     ],
 )

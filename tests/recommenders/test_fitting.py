@@ -43,14 +43,17 @@ def build(kind, **settings):
 def test_a_cycle_is_learned(kind):
     model = build(kind, hidden_size=32, num_hidden_layers=1, attention_dropout=0.0, initializer_range=0.1)
     sequences = [cycle(start, length) for start in range(NUM_ITEMS) for length in range(2, 9)]
-    report = fit_recommender(model, sequences, VALID, epochs=60, batch_size=12, learning_rate=3e-3, patience=60)
+    valid = [
+        Row(tuple(cycle(start, length)), (start + length) % NUM_ITEMS) for start in range(12) for length in (1, 4, 7)
+    ]
+    report = fit_recommender(model, sequences, valid, epochs=60, batch_size=12, learning_rate=3e-3, patience=60)
     for length in (2, 5, 8):
         test = [cycle(start, length) for start in range(NUM_ITEMS)]
         scores = model.scores(*pad_histories([row[:-1] for row in test]))
         ranks = target_ranks(scores, [row[-1] for row in test])
         assert ranking_metrics(ranks, k=1)["recall@1"] > 0.9
     assert report.losses[-1] < report.losses[0] / 3
-    assert report.best_ndcg == validation_ndcg(model, VALID) == report.valid_ndcg[report.best_epoch]
+    assert report.best_ndcg == validation_ndcg(model, valid) == report.valid_ndcg[report.best_epoch]
     assert not model.training and report.seconds > 0
 
 
@@ -108,6 +111,21 @@ def test_every_item_but_the_first_of_a_long_sequence_is_a_target_once():
     model.training_loss = spy
     fit_recommender(model, [list(range(NUM_ITEMS)), [3], []], epochs=1)
     assert sorted(item for row in seen for item in row) == list(range(1, NUM_ITEMS))
+
+
+@pytest.mark.parametrize(("batch_size", "batch_positions"), [(4, 1000), (100, 20), (100, 1)])
+def test_steps_keep_to_both_limits_and_see_every_row(batch_size, batch_positions):
+    model = build("sasrec")
+    shapes, original = [], model.training_loss
+
+    def spy(rows, lengths, generator):
+        shapes.append(tuple(rows.shape))
+        return original(rows, lengths, generator)
+
+    model.training_loss = spy
+    fit_recommender(model, SEQUENCES, epochs=1, batch_size=batch_size, batch_positions=batch_positions)
+    assert sum(rows for rows, _ in shapes) == len(SEQUENCES)
+    assert all(rows <= batch_size and (rows == 1 or rows * width <= batch_positions) for rows, width in shapes)
 
 
 @kinds

@@ -12,12 +12,15 @@ from peft_bituning.errors import ArtifactError, ConfigurationError
 from peft_bituning.recommenders import BERT4Rec, Precomputed, SASRec, build_recommender, load_recommender, pad_histories
 
 HISTORIES = [[1, 2, 3], [4], [5, 6, 7, 8]]
+KINDS = ["sasrec", "bert4rec", "precomputed"]
 IN_A_NEW_PROCESS = """
 import sys, torch
 from peft_bituning.recommenders import load_recommender, pad_histories
-model = load_recommender(sys.argv[1])
-torch.save([model.encode(*pad_histories({histories})), model.scores(*pad_histories({histories}))], sys.argv[2])
-print(model.content_hash())
+for folder in sys.argv[1:]:
+    model = load_recommender(folder)
+    batch = pad_histories({histories})
+    torch.save([model.encode(*batch), model.scores(*batch)], folder + "/out")
+    print(model.content_hash())
 """
 
 
@@ -33,16 +36,17 @@ def saved(request, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "bert4rec", "precomputed"])
-def test_a_new_process_gives_the_same_bits(kind, tmp_path):
-    model = build(kind)
-    model.save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-c", IN_A_NEW_PROCESS.format(histories=HISTORIES), tmp_path / "model", tmp_path / "out"]
+def test_a_new_process_gives_the_same_bits(tmp_path):
+    models = {tmp_path / kind: build(kind) for kind in KINDS}
+    for folder, model in models.items():
+        model.save_pretrained(folder)
+    command = [sys.executable, "-c", IN_A_NEW_PROCESS.format(histories=HISTORIES), *map(str, models)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert printed.strip() == model.content_hash()
-    states, scores = torch.load(tmp_path / "out")
-    assert torch.equal(states, model.encode(*pad_histories(HISTORIES)))
-    assert torch.equal(scores, model.scores(*pad_histories(HISTORIES)))
+    assert printed.split() == [model.content_hash() for model in models.values()]
+    for folder, model in models.items():
+        states, scores = torch.load(folder / "out")
+        assert torch.equal(states, model.encode(*pad_histories(HISTORIES)))
+        assert torch.equal(scores, model.scores(*pad_histories(HISTORIES)))
 
 
 @pytest.mark.parametrize("model_class", [SASRec, BERT4Rec])
@@ -94,7 +98,7 @@ def test_a_tensor_of_another_type(saved):
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
-@pytest.mark.parametrize("kind", ["sasrec", "bert4rec", "precomputed"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_truncated_file(kind, kept, tmp_path):
     build(kind).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"

@@ -2,12 +2,18 @@
 
 import inspect
 from contextlib import suppress
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
-from ...errors import ContextLengthError, UnsupportedModelError
+from ...errors import ContextLengthError, InputError, UnsupportedModelError
 
 INITIAL_SCALE = 0.02
 
@@ -35,19 +41,31 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
             f"the base model must be a transformers causal language model, got {type(model).__name__}; load one "
             "with AutoModelForCausalLM.from_pretrained"
         )
-    embeddings = model.get_input_embeddings()
+    _refuse_encoder(model)
+    embeddings = token_embeddings(model)
     for candidate in _candidates(model):
         if candidate is model or not isinstance(candidate, nn.Module):
             continue
         if _takes_embeddings(candidate) and any(module is embeddings for module in candidate.modules()):
             return candidate
     if model.get_output_embeddings() is None and _takes_embeddings(model):
-        _refuse_encoder(model)
         return model
     raise UnsupportedModelError(
         f"the base model must have a headless backbone that takes `inputs_embeds` and owns the token embeddings, "
         f"got {type(model).__name__}, where none was found"
     )
+
+
+def token_embeddings(model: PreTrainedModel) -> nn.Embedding:
+    """Return the module that turns token ids into embeddings; some models scale inside it.
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        The input embeddings, an `nn.Embedding` or a module with its attributes.
+    """
+    return cast(nn.Embedding, model.get_input_embeddings())
 
 
 def token_width(model: PreTrainedModel) -> int:
@@ -59,8 +77,45 @@ def token_width(model: PreTrainedModel) -> int:
     Returns:
         D.
     """
-    embeddings = model.get_input_embeddings()
+    embeddings = token_embeddings(model)
     return int(getattr(embeddings, "embedding_dim", None) or embeddings.weight.shape[-1])
+
+
+def embed_text(
+    model: PreTrainedModel, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Turn the text inputs of a batch into token embeddings and their mask.
+
+    Args:
+        model: a transformers model.
+        input_ids: the text [B, T], or None.
+        attention_mask: which tokens are real [B, T]; None means all of them.
+        inputs_embeds: token embeddings [B, T, D] in place of `input_ids`, or None.
+
+    Returns:
+        Token embeddings [B, T, D] and mask [B, T].
+
+    Raises:
+        InputError: neither or both are given, or their shapes do not fit.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        given = "neither" if input_ids is None else "both"
+        raise InputError(f"exactly one of input_ids and inputs_embeds must be given, got {given}")
+    if input_ids is not None:
+        if input_ids.ndim != 2:
+            raise InputError(f"input_ids must be [B, T], got {list(input_ids.shape)}")
+        inputs_embeds = token_embeddings(model)(input_ids)
+    width = token_width(model)
+    if inputs_embeds is None or inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width:
+        shape = None if inputs_embeds is None else list(inputs_embeds.shape)
+        raise InputError(f"inputs_embeds must be [B, T, D] with D = {width}, got {shape}")
+    if attention_mask is None:
+        attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+    if attention_mask.shape != inputs_embeds.shape[:2]:
+        raise InputError(
+            f"attention_mask must be [B, T] = {list(inputs_embeds.shape[:2])}, got {list(attention_mask.shape)}"
+        )
+    return inputs_embeds, attention_mask
 
 
 def embedding_scale(model: PreTrainedModel) -> float:
@@ -72,7 +127,7 @@ def embedding_scale(model: PreTrainedModel) -> float:
     Returns:
         The standard deviation; 0.02 where the weights are not in memory (meta device, ZeRO-3).
     """
-    embeddings = model.get_input_embeddings()
+    embeddings = token_embeddings(model)
     weight = embeddings.weight
     if weight.is_meta or weight.numel() == 0:
         return INITIAL_SCALE
@@ -130,9 +185,11 @@ def _takes_embeddings(module: nn.Module) -> bool:
 
 
 def _refuse_encoder(model: PreTrainedModel) -> None:
+    """Refuse models in which a token sees the tokens after it, a suffix among them, or which encode for a decoder."""
     kind = getattr(model.config, "model_type", "")
-    encoders = {"bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta", "deberta-v2", "albert", "mpnet"}
-    if kind in encoders and not getattr(model.config, "is_decoder", False):
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False)
+    if masked or (kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and not causal):
         raise UnsupportedModelError(
             f"the base model must be a decoder-only (causal) language model, got the encoder {type(model).__name__}; "
             "load one with AutoModelForCausalLM, such as SmolLM2, Llama or Qwen"

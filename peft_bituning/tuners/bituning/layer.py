@@ -7,8 +7,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...errors import ConfigurationError, UnsupportedOperationError
-from .config import BiTuningConfig
 from .encoders import PrefixEncoder
+
+LAYER_NAME = "virtual_tokens"
 
 
 class AdapterDict(nn.ModuleDict):
@@ -48,6 +49,28 @@ class VirtualTokens(nn.Module, BaseTunerLayer):
         if suffix is not None:
             self.bituning_suffix[name] = suffix
 
+    def check_name(self, name: str, encoder: PrefixEncoder) -> None:
+        """Refuse adapter names that PEFT would confuse with a part of a parameter's name.
+
+        On saving, PEFT leaves out every key that has another adapter's name in it: a static adapter `router` would
+        cut the router out of the files of an M-Former beside it.
+
+        Args:
+            name: the new adapter's name.
+            encoder: its prefix encoder.
+
+        Raises:
+            ConfigurationError: a name, the new one or one that is there, is a part of a parameter's name.
+        """
+        encoders = [encoder, *self.bituning_prefix.values()]
+        parts = {part for each in encoders for key in each.state_dict() for part in key.split(".")}
+        parts.update(self.adapter_layer_names, ("base_model", "model", LAYER_NAME, "weight"))
+        confused = parts & {name, *self.bituning_prefix.keys()}
+        if confused:
+            raise ConfigurationError(
+                f"the adapter's name must not be part of a parameter's name, got {min(confused)!r}; choose another"
+            )
+
     def encoder(self, name: str) -> PrefixEncoder:
         """Return the prefix encoder of an adapter."""
         encoder = self.bituning_prefix[name]
@@ -77,22 +100,3 @@ class VirtualTokens(nn.Module, BaseTunerLayer):
         for parameter in parameters:
             if not (parameter.is_meta or torch.device(device).type == "meta"):
                 parameter.data = parameter.data.to(device)
-
-
-def check_adapter_name(name: str, config: BiTuningConfig, encoder: PrefixEncoder) -> None:
-    """Refuse adapter names that PEFT would confuse with a part of a parameter's name.
-
-    Args:
-        name: the adapter's name.
-        config: the adapter's settings.
-        encoder: its prefix encoder.
-
-    Raises:
-        ConfigurationError: the name is a part of a parameter's name.
-    """
-    parts = {part for key in encoder.state_dict() for part in key.split(".")} | set(VirtualTokens.adapter_layer_names)
-    if name in parts or name == "virtual_tokens":
-        raise ConfigurationError(
-            f"the adapter's name must not be part of a parameter name of prefix_encoder={config.prefix_encoder!r}, "
-            f"got {name!r}; choose another"
-        )

@@ -77,6 +77,22 @@ class RowLayout:
         padding = _expand(columns >= self.lengths.unsqueeze(1), packed)
         return packed.masked_fill(padding, fill)
 
+    def pad_left(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring packed rows to the right edge, where generation goes on.
+
+        Args:
+            packed: [B, P + T + (1 with a suffix), D], from `pack`.
+
+        Returns:
+            The rows with their padding first [B, W, D] and their mask [B, W], where W is the longest row's tokens.
+        """
+        filled = self.attention_mask.sum(1)  # [B]
+        width = int(filled.max())
+        columns = torch.arange(width, device=packed.device) - (width - filled).unsqueeze(1)  # [B, W], < 0 is padding
+        rows = _gather(packed, columns.clamp(min=0))
+        real = columns >= 0
+        return rows.masked_fill(~real.unsqueeze(-1), 0), real.long()
+
     def text_states(self, states: Tensor) -> Tensor:
         """Take the text positions out of packed states and give them back in the caller's layout.
 

@@ -1,9 +1,11 @@
 """The Bi-Tuning tuner: a frozen language model between trainable virtual tokens."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import init_empty_weights
 from peft import PeftConfig, TaskType
 from peft.tuners.tuners_utils import BaseTuner
@@ -11,24 +13,26 @@ from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...errors import AdapterLoadError, ConfigurationError, InputError, UnsupportedOperationError
+from ...errors import ConfigurationError, InputError, UnsupportedOperationError
 from ...losses import load_balancing_loss
 from .backbone import (
     INITIAL_SCALE,
     check_context,
+    embed_text,
     embedding_scale,
     eos_token_id,
     find_backbone,
+    max_positions,
+    token_embeddings,
     token_width,
 )
 from .config import BiTuningConfig
-from .encoders import PrefixEncoder, build_prefix_encoder
+from .encoders import Prefix, PrefixEncoder, build_prefix_encoder
 from .encoders.base import check_collaborative
-from .layer import VirtualTokens, check_adapter_name
+from .keys import check_fit, without_adapter_name
+from .layer import LAYER_NAME, VirtualTokens
 from .layout import RowLayout
 from .outputs import BiTuningOutput
-
-LAYER_NAME = "virtual_tokens"
 
 
 class BiTuningModel(BaseTuner):
@@ -98,21 +102,19 @@ class BiTuningModel(BaseTuner):
         name, config = self._active()
         if labels is not None and config.task_type != TaskType.CAUSAL_LM:
             raise InputError(
-                f"labels need task_type=CAUSAL_LM, got {config.task_type}; train embeddings with "
+                f"labels need task_type=CAUSAL_LM, got {TaskType(config.task_type).value}; train embeddings with "
                 "peft_bituning.losses.catalog_contrastive_loss on `pooler_output` instead"
             )
-        tokens, mask = self._token_embeddings(input_ids, attention_mask, inputs_embeds)
-        encoder = self._layer.encoder(name)
-        embeds, embeds_mask = check_collaborative(encoder, len(tokens), collaborative_embeds, collaborative_mask)
-        prefix = encoder(len(tokens), embeds, embeds_mask)
+        tokens, mask = embed_text(self.model, input_ids, attention_mask, inputs_embeds)
         suffix = self._suffix(name, config)
-        layout = RowLayout.from_mask(mask, encoder.num_tokens, suffix is not None)
-        if config.pooling in ("mean", "last") and encoder.num_tokens == 0 and not bool(mask.bool().any(1).all()):
+        prefix, layout = self._prefix(name, tokens, mask, collaborative_embeds, collaborative_mask, suffix is not None)
+        if config.pooling in ("mean", "last") and layout.num_prefix == 0 and not bool(mask.bool().any(1).all()):
             raise InputError(f"pooling={config.pooling!r} without a prefix needs at least one token in every row")
-        self._check_context(layout)
+        width = self._check_context(layout)
         outputs, states, logits = self._run(
             layout.pack(prefix.embeddings, tokens, suffix),
             layout.attention_mask,
+            width,
             with_logits=labels is not None,
             output_hidden_states=output_hidden_states,
             **backbone_kwargs,
@@ -133,56 +135,50 @@ class BiTuningModel(BaseTuner):
             result.loss = self._language_model_loss(layout, logits, labels, backbone_kwargs)
         return result if return_dict in (None, True) else result.to_tuple()
 
-    def _run(self, rows: Tensor, mask: Tensor, with_logits: bool, **kwargs: Any) -> tuple[Any, Tensor, Tensor | None]:
-        """Run the packed rows: the headless backbone, or the whole model where its logits are wanted."""
-        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    def _run(
+        self, rows: Tensor, mask: Tensor, width: int, with_logits: bool, **kwargs: Any
+    ) -> tuple[Any, Tensor, Tensor | None]:
+        """Run the first `width` columns: the headless backbone, or the whole model where its logits are wanted."""
+        kwargs = {key: value for key, value in kwargs.items() if value is not None and key != "num_items_in_batch"}
         kwargs.setdefault("use_cache", False)
+        kwargs |= {"inputs_embeds": rows[:, :width], "attention_mask": mask[:, :width], "return_dict": True}
+        missing = rows.shape[1] - width
         backbone = self.backbone
         if not with_logits:
-            kwargs.pop("num_items_in_batch", None)
-            outputs = backbone(inputs_embeds=rows, attention_mask=mask, return_dict=True, **kwargs)
-            return outputs, outputs.last_hidden_state, None
+            outputs = backbone(**kwargs)
+            return outputs, _pad(outputs.last_hidden_state, missing), None
         states: list[Tensor] = []
         handle = backbone.register_forward_hook(lambda _m, _i, output: states.append(output[0]))
-        kwargs.pop("num_items_in_batch", None)
         try:
-            outputs = self.model(inputs_embeds=rows, attention_mask=mask, return_dict=True, **kwargs)
+            outputs = self.model(**kwargs)
         finally:
             handle.remove()
-        return outputs, states[0], outputs.logits
+        return outputs, _pad(states[0], missing), _pad(outputs.logits, missing)
 
     def _language_model_loss(self, layout: RowLayout, logits: Tensor, labels: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Next-token loss over the text, by the model's own loss function."""
         text = slice(layout.num_prefix, layout.num_prefix + labels.shape[1])
         return self.model.loss_function(
-            logits=logits[:, text],
+            logits=logits[:, text].contiguous(),
             labels=layout.pack_text(labels, fill=-100),
             vocab_size=self.model.config.get_text_config().vocab_size,
             **{key: value for key, value in kwargs.items() if key == "num_items_in_batch" and value is not None},
         )
 
-    def _token_embeddings(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if (input_ids is None) == (inputs_embeds is None):
-            given = "neither" if input_ids is None else "both"
-            raise InputError(f"exactly one of input_ids and inputs_embeds must be given, got {given}")
-        if inputs_embeds is None:
-            if input_ids is None or input_ids.ndim != 2:
-                raise InputError(
-                    f"input_ids must be [B, T], got {list(input_ids.shape) if input_ids is not None else None}"
-                )
-            inputs_embeds = self.model.get_input_embeddings()(input_ids)
-        width = token_width(self.model)
-        if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width:
-            raise InputError(f"inputs_embeds must be [B, T, D] with D = {width}, got {list(inputs_embeds.shape)}")
-        if attention_mask is None:
-            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        if attention_mask.shape != inputs_embeds.shape[:2]:
-            raise InputError(
-                f"attention_mask must be [B, T] = {list(inputs_embeds.shape[:2])}, got {list(attention_mask.shape)}"
-            )
-        return inputs_embeds, attention_mask
+    def _prefix(
+        self,
+        name: str,
+        tokens: Tensor,
+        mask: Tensor,
+        collaborative_embeds: Tensor | None,
+        collaborative_mask: Tensor | None,
+        has_suffix: bool,
+    ) -> tuple[Prefix, RowLayout]:
+        """Make each row's prefix and say where its tokens stand."""
+        encoder = self._layer.encoder(name)
+        embeds, embeds_mask = check_collaborative(encoder, len(tokens), collaborative_embeds, collaborative_mask)
+        prefix = encoder(len(tokens), embeds, embeds_mask)
+        return prefix, RowLayout.from_mask(mask, encoder.num_tokens, has_suffix)
 
     def _suffix(self, name: str, config: BiTuningConfig) -> Tensor | None:
         """The token after the text [1, 1, D]: trainable, the frozen EOS embedding, or none."""
@@ -190,18 +186,65 @@ class BiTuningModel(BaseTuner):
             suffix = self._layer.suffix(name)
             return None if suffix is None else suffix.unsqueeze(0)
         if config.pooling == "eos":
-            eos = torch.tensor([[eos_token_id(self.model)]], device=self.model.get_input_embeddings().weight.device)
-            return self.model.get_input_embeddings()(eos)
+            embeddings = token_embeddings(self.model)
+            return embeddings(torch.tensor([[eos_token_id(self.model)]], device=embeddings.weight.device))
         return None
 
-    def _check_context(self, layout: RowLayout) -> None:
-        width = layout.order.shape[1]
-        try:
-            check_context(self.model, layout.num_prefix, width, int(layout.has_suffix))
-        except InputError:
-            # Padding may be what is too long: measure the rows themselves, at the price of a device sync.
-            check_context(self.model, layout.num_prefix, int(layout.lengths.max()), int(layout.has_suffix))
-            raise
+    def _check_context(self, layout: RowLayout) -> int:
+        """Return the columns to run: all of them, or those of the longest row where padding alone is too long."""
+        text, suffix = layout.order.shape[1], int(layout.has_suffix)
+        limit = max_positions(self.model)
+        if limit is not None and layout.num_prefix + text + suffix > limit:
+            text = int(layout.lengths.max())  # only here, at the price of a device sync
+            check_context(self.model, layout.num_prefix, text, suffix)
+        return layout.num_prefix + text + suffix
+
+    # ------------------------------------------------------------------ generate
+
+    def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        """Continue each row's text, conditioned on its prefix; `CAUSAL_LM` only.
+
+        The prefix and the prompt go in as embeddings, so only the new tokens come back [B, new], as transformers
+        does for `inputs_embeds`, and processors that read the prompt, such as a repetition penalty, see the new
+        tokens alone.
+
+        Args:
+            input_ids: the prompt [B, T].
+            kwargs: `attention_mask`, `inputs_embeds`, `collaborative_embeds` and `collaborative_mask` as in
+                `forward`, and any argument of transformers' `generate`.
+
+        Returns:
+            What transformers' `generate` returns; where the adapter is disabled, the base model's own.
+
+        Raises:
+            UnsupportedOperationError: the task is not `CAUSAL_LM`, or the model has no language-model head.
+            InputError: inputs that are missing or do not fit each other.
+            ContextLengthError: a prompt longer than the model's context.
+        """
+        # The class's own: inside PEFT's context the instance's leads back here.
+        generate = getattr(type(self.model), "generate", None)
+        if generate is None:
+            raise UnsupportedOperationError(
+                f"generate needs a base model with a language-model head, got {type(self.model).__name__}; load one "
+                "with AutoModelForCausalLM"
+            )
+        if self._layer.disable_adapters:
+            return generate(self.model, input_ids, **kwargs)
+        name, config = self._active()
+        if config.task_type != TaskType.CAUSAL_LM:
+            raise UnsupportedOperationError(
+                f"generate needs task_type=CAUSAL_LM, got {TaskType(config.task_type).value}; make the adapter with "
+                "BiTuningConfig(task_type='CAUSAL_LM'), or call it inside `with model.disable_adapter():` for the base "
+                "model's own text"
+            )
+        given = [kwargs.pop(key, None) for key in ("attention_mask", "inputs_embeds")]
+        tokens, mask = embed_text(self.model, input_ids, *given)
+        prefix, layout = self._prefix(
+            name, tokens, mask, kwargs.pop("collaborative_embeds", None), kwargs.pop("collaborative_mask", None), False
+        )
+        self._check_context(layout)
+        rows, rows_mask = layout.pad_left(layout.pack(prefix.embeddings, tokens, None))
+        return generate(self.model, inputs_embeds=rows, attention_mask=rows_mask, **kwargs)
 
     # ------------------------------------------------------------------ adapters
 
@@ -230,7 +273,7 @@ class BiTuningModel(BaseTuner):
             raise TypeError(f"adapter {names[0]!r} must have a BiTuningConfig, got {type(config).__name__}")
         return names[0], config
 
-    def inject_adapter(
+    def inject_adapter(  # type: ignore[override]  # a transformers model, not any module
         self,
         model: PreTrainedModel,
         adapter_name: str,
@@ -267,22 +310,29 @@ class BiTuningModel(BaseTuner):
             suffix = nn.Embedding(1, width) if config.pooling == "suffix" else None
         if suffix is not None:
             nn.init.normal_(suffix.weight, std=scale)
-        check_adapter_name(adapter_name, config, encoder)
+        layer = getattr(model, LAYER_NAME, None) or VirtualTokens(token_embeddings(model))
+        layer.check_name(adapter_name, encoder)
         if not hasattr(model, LAYER_NAME):
             model.requires_grad_(False)
-            model.add_module(LAYER_NAME, VirtualTokens(model.get_input_embeddings()))
+            model.add_module(LAYER_NAME, layer)
             self._layer.set_adapter([adapter_name])
         self._layer.add(adapter_name, encoder, suffix)
         self._layer._move_adapter_to_device_of_base_layer(adapter_name)
         active = adapter_name in self.active_adapters
         self._layer.set_requires_grad(adapter_name, active and not config.inference_mode)
-        set_additional_trainable_modules(
-            model=model,
-            peft_config=config,
-            model_config=self.get_model_config(self),
-            adapter_name=adapter_name,
-            activate_adapter=active,
-        )
+        del model._modules[
+            LAYER_NAME
+        ]  # PEFT matches `modules_to_save` by the end of names: `norm` is in an M-Former too
+        try:
+            set_additional_trainable_modules(
+                model=model,
+                peft_config=config,
+                model_config=self.get_model_config(self),
+                adapter_name=adapter_name,
+                activate_adapter=active,
+            )
+        finally:
+            model.add_module(LAYER_NAME, layer)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config
@@ -296,7 +346,7 @@ class BiTuningModel(BaseTuner):
         if autocast_adapter_dtype:
             super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=True)
             return
-        dtype = self.model.get_input_embeddings().weight.dtype
+        dtype = token_embeddings(self.model).weight.dtype
         if not dtype.is_floating_point:
             return
         self._layer.encoder(adapter_name).to(dtype)
@@ -326,23 +376,30 @@ class BiTuningModel(BaseTuner):
         )
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Lead `generate` here while PEFT runs the model: `PeftModel.generate` calls the base model's directly."""
         if kwargs.get("adapter_names") is not None:
             raise UnsupportedOperationError(
                 "Bi-Tuning cannot mix adapters within a batch (adapter_names); call set_adapter and run one batch an "
                 "adapter"
             )
-        yield
+        if torch.compiler.is_compiling():
+            yield
+            return
+        self.model.__dict__["generate"] = self.generate
+        try:
+            yield
+        finally:
+            self.model.__dict__.pop("generate", None)
 
     # ------------------------------------------------------------------ files
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """`...bituning_prefix.NAME.router.weight` -> `...bituning_prefix.router.weight`: the name stands mid-key."""
-        for part in VirtualTokens.adapter_layer_names:
-            head, found, tail = key.partition(f"{LAYER_NAME}.{part}.{adapter_name}")
-            if found and (not tail or tail.startswith(".")):
-                return f"{head}{LAYER_NAME}.{part}{tail}"
+        short = without_adapter_name(key, adapter_name)
+        if short is not None:
+            return short
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
     @classmethod
@@ -350,31 +407,10 @@ class BiTuningModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Map file keys to model keys and refuse what does not fit; PEFT itself would load with `strict=False`."""
-        own = {
-            key: value
-            for key, value in model.state_dict().items()
-            if f"{LAYER_NAME}.bituning_prefix.{adapter_name}." in key
-            or f"{LAYER_NAME}.bituning_suffix.{adapter_name}." in key
-        }
-        expected = {cls._remove_adapter_name_from_key(key, adapter_name): value for key, value in own.items()}
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        known = model.state_dict()
-        missing = sorted(set(own) - set(remapped))
-        unexpected = sorted(key for key in remapped if key not in known)
-        wrong = [
-            f"{key}: file {list(value.shape)}, model {list(known[key].shape)}"
-            for key, value in sorted(remapped.items())
-            if key in own and value.shape != known[key].shape
-        ]
-        problems = [
-            f"{title}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
-            for title, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-            if keys
-        ]
-        if problems:
-            raise AdapterLoadError(
-                f"the saved tensors do not fit the adapter {adapter_name!r} ({len(expected)} tensors expected, "
-                f"{len(state_dict)} in the file); {'; '.join(problems)}. The file is from another configuration, "
-                "another base model (token width), or damaged; save it again or load it with the model it was made for"
-            )
+        check_fit(adapter_name, remapped, model.state_dict())
         return remapped
+
+
+def _pad(states: Tensor, columns: int) -> Tensor:
+    return F.pad(states, (0, 0, 0, columns)) if columns else states

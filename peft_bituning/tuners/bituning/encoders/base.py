@@ -139,7 +139,7 @@ def check_collaborative(
         mask: which items are real [B, N], int or bool; None means all of them.
 
     Returns:
-        `C_u` in float32 with zeros at padding and the mask as bool; (None, None) where the encoder reads none.
+        `C_u` in the encoder's type, zero at padding, and the mask as bool; (None, None) where the encoder reads none.
 
     Raises:
         InputError: they are missing, of the wrong shape, or not finite.
@@ -163,7 +163,8 @@ def check_collaborative(
     if embeds.shape[1] == 0:
         embeds, mask = embeds.new_zeros(batch_size, 1, embeds.shape[2]), mask.new_zeros(batch_size, 1)
     mask = mask.bool()
-    embeds = embeds.float().masked_fill(~mask.unsqueeze(-1), 0.0)
+    dtype = next((parameter.dtype for parameter in encoder.parameters()), torch.float32)
+    embeds = embeds.to(dtype).masked_fill(~mask.unsqueeze(-1), 0.0)
     if not torch.compiler.is_compiling() and not bool(torch.isfinite(embeds).all()):
         rows = torch.nonzero(~torch.isfinite(embeds).flatten(1).all(1)).flatten().tolist()
         raise InputError(

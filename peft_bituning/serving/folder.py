@@ -1,0 +1,222 @@
+"""The saved folder: what it holds, how it is written, and the strict way back."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from ..base_models import BaseModel
+from ..catalog.item_table import ItemTable
+from ..data import ItemCatalog, PromptTemplate
+from ..errors import ArtifactError, ConfigurationError, DataError
+from ..recommenders import IDRecommender, load_recommender
+from ..tuners.bituning.model import LAYER_NAME
+from .card import write_card
+from .manifest import MANIFEST_FILE, check_manifest, write_manifest
+
+SETTINGS_FILE = "laser.json"
+TEMPLATE_FILE = "template.json"
+CARD_FILE = "README.md"
+ITEMS_FILE = "catalog/items.jsonl"
+TABLE_FILE = "catalog/item_table.safetensors"
+RECOMMENDER_FOLDER = "recommender"
+USER_ADAPTER = "default"
+ITEM_ADAPTER = "items"
+FORMAT_VERSION = 1
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_RECOMMENDER_FILES = ("config.json", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class LaserSettings:
+    """What a saved recommender remembers beside tensors.
+
+    Args:
+        base_model: name, revision and fingerprint of the language model, and whether it was a local folder
+            (`is_local`).
+        max_length: tokens of a prompt at most.
+        max_history: items of a prompt at most, or None.
+        max_item_tokens: tokens of an item at most, or None.
+        max_collaborative_items: items of a history that the ID recommender reads at most.
+        recommender_hash: content hash of the ID recommender, or None without one.
+        table_checksum: sha256 of the item table.
+        results: metrics and counts for the model card.
+        version: version of this package.
+        format_version: version of this file's layout.
+    """
+
+    base_model: dict[str, Any]
+    max_length: int
+    max_history: int | None
+    max_item_tokens: int | None
+    max_collaborative_items: int
+    recommender_hash: str | None
+    table_checksum: str
+    results: dict[str, Any]
+    version: str
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class SavedParts:
+    """Everything of a saved recommender but the adapters and the language model.
+
+    Args:
+        settings: limits and provenance.
+        template: the prompt template.
+        items: the catalog.
+        table: the item table, in catalog order.
+        recommender: the frozen ID recommender, or None.
+    """
+
+    settings: LaserSettings
+    template: PromptTemplate
+    items: ItemCatalog
+    table: ItemTable
+    recommender: IDRecommender | None
+
+
+def write_folder(folder: Path, model: PeftModel, parts: SavedParts, repo_id: str | None = None) -> None:
+    """Write a recommender; the manifest comes last, so that an interrupted save is no saved folder.
+
+    Args:
+        folder: the folder; files of an earlier save are replaced, others left.
+        model: the PEFT model with both adapters.
+        parts: the rest.
+        repo_id: the Hub repository that the model card's example loads; None loads the folder.
+    """
+    (folder / "catalog").mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    model.save_pretrained(str(folder), selected_adapters=[USER_ADAPTER, ITEM_ADAPTER], save_embedding_layers=False)
+    (folder / ITEM_ADAPTER / CARD_FILE).unlink(missing_ok=True)
+    parts.items.to_jsonl(folder / ITEMS_FILE)
+    parts.table.save(folder / TABLE_FILE)
+    (folder / TEMPLATE_FILE).write_text(parts.template.to_json() + "\n", encoding="utf-8")
+    settings = asdict(parts.settings)
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    if parts.recommender is not None:
+        parts.recommender.save_pretrained(folder / RECOMMENDER_FOLDER)
+    write_card(
+        folder / CARD_FILE,
+        parts.settings.results,
+        parts.settings.base_model,
+        parts.template,
+        parts.items,
+        repo_id or ".",
+    )
+    write_manifest(folder, [*_needed_files(parts.recommender is not None), CARD_FILE])
+
+
+def read_folder(folder: Path) -> SavedParts:
+    """Read and check everything but the adapters, which need the language model.
+
+    Args:
+        folder: what `write_folder` wrote.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ArtifactError: a file is missing, changed, damaged, or belongs to another save.
+    """
+    listed = check_manifest(folder, editable=[CARD_FILE])
+    settings = _read_settings(folder / SETTINGS_FILE, listed)
+    _check_listed(listed, _needed_files(settings.recommender_hash is not None))
+    try:
+        template = PromptTemplate.from_json((folder / TEMPLATE_FILE).read_text(encoding="utf-8"))
+        items = ItemCatalog.from_jsonl(folder / ITEMS_FILE)
+    except (ConfigurationError, DataError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{TEMPLATE_FILE} or {ITEMS_FILE} cannot be used: {error} Download or save the folder again"
+        ) from error
+    table = ItemTable.load(folder / TABLE_FILE, len(items))
+    if table.checksum() != settings.table_checksum:
+        raise ArtifactError(
+            f"{TABLE_FILE} is not the table that {SETTINGS_FILE} names (sha256 differs); they are from two saves, "
+            "save or download the folder again"
+        )
+    return SavedParts(settings, template, items, table, _read_recommender(folder, settings.recommender_hash))
+
+
+def load_adapters(base: BaseModel, folder: Path) -> PeftModel:
+    """Put both saved adapters on the language model, strictly.
+
+    Args:
+        base: the language model; it is changed in place.
+        folder: what `write_folder` wrote.
+
+    Returns:
+        The PEFT model with the adapters `default` and `items`.
+
+    Raises:
+        ConfigurationError: the language model carries an adapter already.
+        AdapterLoadError: tensors are missing, unexpected or mis-shaped.
+        ArtifactError: an adapter's files cannot be read.
+    """
+    if hasattr(base.model, LAYER_NAME):
+        raise ConfigurationError(
+            f"base_model must be without an adapter, got {base.name!r}, which already carries one; a second would "
+            "overwrite it: load the language model again, or give its name or folder"
+        )
+    try:
+        model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=USER_ADAPTER)
+        model.load_adapter(str(folder / ITEM_ADAPTER), adapter_name=ITEM_ADAPTER)
+    except ConfigurationError as error:
+        raise ArtifactError(f"an adapter_config.json of the folder cannot be used: {error}") from error
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"the adapter files ({', '.join(_ADAPTER_FILES)}, also in {ITEM_ADAPTER}/) cannot be read: {error!r}; they "
+            "are truncated or damaged, download or save the folder again"
+        ) from error
+    return model
+
+
+def _needed_files(has_recommender: bool) -> list[str]:
+    names = [SETTINGS_FILE, TEMPLATE_FILE, ITEMS_FILE, TABLE_FILE]
+    names += [f"{prefix}{name}" for prefix in ("", f"{ITEM_ADAPTER}/") for name in _ADAPTER_FILES]
+    return names + [f"{RECOMMENDER_FOLDER}/{name}" for name in _RECOMMENDER_FILES if has_recommender]
+
+
+def _check_listed(listed: Sequence[str], needed: Sequence[str]) -> None:
+    left_out = [name for name in needed if name not in listed]
+    if left_out:
+        raise ArtifactError(
+            f"{MANIFEST_FILE} must list every file of the folder, but leaves out {', '.join(left_out)}; download or "
+            "save the folder again"
+        )
+
+
+def _read_settings(path: Path, listed: Sequence[str]) -> LaserSettings:
+    _check_listed(listed, [SETTINGS_FILE])
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values.get("format_version")
+        if found == FORMAT_VERSION:
+            return LaserSettings(**values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path.name} cannot be read ({error}); it is damaged, download or save the folder again"
+        ) from error
+    raise ArtifactError(
+        f"{path.name} must have format_version {FORMAT_VERSION}, got {found!r}; use the version of peft_bituning that "
+        f"saved it ({values.get('version', 'unknown')})"
+    )
+
+
+def _read_recommender(folder: Path, expected: str | None) -> IDRecommender | None:
+    if expected is None:
+        return None
+    recommender = load_recommender(folder / RECOMMENDER_FOLDER)
+    found = recommender.content_hash()
+    if found != expected:
+        raise ArtifactError(
+            f"the ID recommender in {RECOMMENDER_FOLDER}/ is not the one the adapter was trained with (hash "
+            f"{found[:12]}, trained with {expected[:12]}); restore the original, an adapter cannot read another "
+            "recommender's embeddings"
+        )
+    return recommender

@@ -1,0 +1,289 @@
+"""`fit` end to end on tiny data: what it writes, what it keeps, what it leaves alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate.tracking import GeneralTracker
+from matplotlib import image
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from peft_bituning.base_models import load_base_model
+from peft_bituning.errors import ConfigurationError
+from peft_bituning.recommenders import load_recommender
+from peft_bituning.serving import LaserRecommender
+
+Train = Callable[..., LaserRecommender]
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def _weights(recommender: LaserRecommender, name: str = "default") -> dict[str, torch.Tensor]:
+    return {
+        key: value.detach().clone()
+        for key, value in recommender.model.state_dict().items()
+        if f"bituning_prefix.{name}" in key or f"bituning_suffix.{name}" in key
+    }
+
+
+# ---------------------------------------------------------------------- what a whole run writes
+
+
+def test_rows_of_the_results(trained: Any) -> None:
+    results = _results(trained.folder)
+    names = [row["name"] for row in results["rows"]]
+    assert names == [
+        "popularity",
+        "item-kNN",
+        "frozen ID recommender (sasrec)",
+        "untrained LLM (mean of text states)",
+        "untrained suffix",
+        "after stage 1",
+        "after stage 2",
+    ]
+    measured = [row["test"] for row in results["rows"]] + [row["valid"] for row in results["rows"][-2:]]
+    measured.append(results["swapped_collaborative"])
+    for metrics in measured:
+        assert metrics["users"] == len(trained.data)
+        for mode in ("unfiltered", "filtered"):
+            for name in ("recall@10", "ndcg@10", "mrr"):
+                assert 0 <= metrics[mode][name] <= 1
+                assert 0 <= metrics[mode][f"{name}_se"] < 0.5
+
+
+def test_provenance_in_the_results(trained: Any) -> None:
+    results = _results(trained.folder)
+    assert results["dataset"]["users"] == 30 and results["dataset"]["items"] == 12
+    assert results["dataset"]["events"] == trained.data.num_events
+    assert results["dataset"]["users_not_evaluated"] == 0
+    assert results["prompts"]["twins"] == 0
+    assert results["settings"]["seed"] == 0 and results["settings"]["processes"] == 1
+    assert results["base_model"] == "tiny-llama" and results["recommender"] == "sasrec"
+    assert results["adapter"]["num_experts"] == 2
+    assert (
+        results["parameters"]["trainable"] == sum(value.numel() for value in _weights(trained.recommender).values())
+        or results["parameters"]["trainable"] > 0
+    )
+    assert {"peft_bituning", "torch", "transformers", "peft", "accelerate"} <= results["versions"].keys()
+    assert {"recommender", "baselines", "training", "test", "total_this_run"} <= results["seconds"].keys()
+    assert all(value >= 0 for value in results["seconds"].values())
+    assert results["machine"]["device"] == "cpu"
+    assert results["adapter_mb"] == pytest.approx((trained.folder / "adapter_model.safetensors").stat().st_size / 1e6)
+
+
+def test_epochs_in_the_results(trained: Any) -> None:
+    results = _results(trained.folder)
+    assert [(record["stage"], record["epoch"]) for record in results["epochs"]] == [(1, 1), (2, 1)]
+    for record in results["epochs"]:
+        assert sum(record["expert_load"]) == pytest.approx(1.0)
+        assert len(record["expert_load"]) == 2
+        assert record["train_loss"] == pytest.approx(
+            record["train_contrastive_loss"] + 0.01 * record["train_aux_loss"], rel=1e-5
+        )
+    steps = [record["step"] for record in results["log_history"]]
+    assert steps == list(range(1, results["epochs"][-1]["global_step"] + 1))
+    assert all(np.isfinite(record["loss"]) and record["tokens"] > 0 for record in results["log_history"])
+    kept = results["rows"][-2]
+    assert kept["valid"] == results["epochs"][0]["valid"] and kept["epoch"] == 1
+
+
+def test_curves_are_a_picture(trained: Any) -> None:
+    picture = image.imread(trained.folder / "training_curves.png")
+    assert picture.ndim == 3 and min(picture.shape[:2]) > 300
+    assert picture.std() > 0.05  # not blank
+
+
+def test_nothing_of_the_run_is_left(trained: Any) -> None:
+    assert not (trained.folder / "checkpoints").exists()
+    assert not list(trained.folder.rglob("*tmp*"))
+    assert not list(trained.folder.rglob("baselines.json"))
+
+
+def test_table_speaks_the_language_of_the_items_adapter(trained: Any) -> None:
+    encoded = torch.from_numpy(trained.recommender.encode_items(normalize_embeddings=True))
+    torch.testing.assert_close(encoded, trained.recommender.table.embeddings, atol=1e-5, rtol=0)
+    users, items = _weights(trained.recommender), _weights(trained.recommender, "items")
+    assert any(not torch.equal(value, items[key.replace("default", "items")]) for key, value in users.items())
+
+
+def test_stage_2_changed_the_weights(trained: Any) -> None:
+    assert _results(trained.folder)["stage2_weight_change"] > 1e-6
+
+
+def test_frozen_parts_are_untouched(trained: Any) -> None:
+    before = load_base_model(trained.base_folder).model.state_dict()
+    after = {key: value for key, value in trained.recommender.base.model.state_dict().items() if key in before}
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
+    assert not any(
+        parameter.requires_grad
+        for name, parameter in trained.recommender.base.model.named_parameters()
+        if name in before
+    )
+    saved = load_recommender(trained.folder / "recommender").content_hash()
+    assert saved == trained.recommender.settings.recommender_hash == trained.recommender.recommender.content_hash()
+
+
+# ---------------------------------------------------------------------- stages
+
+
+def test_patience_ends_a_stage(train: Train, tmp_path: Path) -> None:
+    train(
+        stage1_epochs=5, stage2_epochs=4, learning_rate=1e-12, early_stopping_patience=2
+    )  # too small to change a rank
+    results = _results(tmp_path / "output")
+    assert [(record["stage"], record["epoch"]) for record in results["epochs"]] == [
+        *((1, epoch) for epoch in (1, 2, 3)),
+        *((2, epoch) for epoch in (1, 2, 3)),
+    ]
+    assert [row["epoch"] for row in results["rows"][-2:]] == [1, 1]
+
+
+def test_best_epoch_is_kept_with_its_table(train: Train, tmp_path: Path) -> None:
+    recommender = train(stage1_epochs=4, learning_rate=0.3, early_stopping_patience=1)
+    results = _results(tmp_path / "output")
+    curve = [record["valid"]["unfiltered"]["ndcg@10"] for record in results["epochs"]]
+    assert curve[:-1] == sorted(curve[:-1])  # it ended with the first epoch that was worse, or the last
+    stage1, stage2 = results["rows"][-2:]
+    assert stage1["epoch"] == curve.index(max(curve)) + 1
+    assert stage1["valid"]["unfiltered"]["ndcg@10"] == max(curve)
+    assert stage2["test"] == stage1["test"] and results["stage2_weight_change"] == 0  # no stage 2
+    encoded = torch.from_numpy(recommender.encode_items(normalize_embeddings=True))
+    torch.testing.assert_close(encoded, recommender.table.embeddings, atol=1e-5, rtol=0)
+
+
+def test_accumulation_is_a_larger_batch(train: Train, tmp_path: Path) -> None:
+    adapter = {"router_aux_loss_coef": 0.0}  # load is balanced within a micro-batch
+    whole = train("whole", adapter, per_device_train_batch_size=8)
+    parts = train("parts", adapter, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    left, right = (_results(tmp_path / name)["log_history"] for name in ("whole", "parts"))
+    assert len(left) == len(right) == 2  # 13 rows: 8 and 5
+    for record, other in zip(left, right, strict=True):
+        assert record["loss"] == pytest.approx(other["loss"], abs=1e-6, rel=1e-6)
+        assert record["tokens"] == other["tokens"]
+    other_weights = _weights(parts)
+    for name, value in _weights(whole).items():
+        torch.testing.assert_close(value, other_weights[name], atol=2e-5, rtol=0)
+
+
+def test_gradients_are_clipped_and_reach_the_router(train: Train, tmp_path: Path) -> None:
+    norms: list[float] = []
+    routers: list[float] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
+        assert all(gradient is not None for gradient in gradients)
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm()))
+        routers.extend(float(gradient.norm()) for gradient in gradients if tuple(gradient.shape) == (2, 8))
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        train(adapter={"router_aux_loss_coef": 0.0}, max_grad_norm=0.5)
+    finally:
+        handle.remove()
+    logged = [record["grad_norm"] for record in _results(tmp_path / "output")["log_history"]]
+    assert min(logged) > 0.5  # what it was before
+    assert norms == pytest.approx([0.5] * len(logged), rel=1e-4)
+    assert len(routers) == len(logged) and min(routers) > 0
+
+
+# ---------------------------------------------------------------------- kinds of adapters and inputs
+
+
+@pytest.mark.parametrize(
+    ("encoder", "pooling"),
+    [("static", "suffix"), ("static", "last"), ("linear", "mean"), ("none", "suffix"), ("mformer", "eos")],
+)
+def test_other_adapters(encoder: str, pooling: str, train: Train, tmp_path: Path) -> None:
+    collaborative = encoder in ("linear", "mformer")
+    settings = {} if collaborative else {"known": None, "recommender": "none"}
+    trained = train(adapter={"prefix_encoder": encoder, "pooling": pooling}, **settings)
+    results = _results(tmp_path / "output")
+    names = [row["name"] for row in results["rows"]]
+    assert ("frozen ID recommender (precomputed)" in names) == collaborative
+    assert (results["swapped_collaborative"] is not None) == collaborative
+    assert (results["epochs"][0]["expert_load"] is not None) == (encoder == "mformer")
+    assert (trained.recommender is not None) == collaborative
+    assert len(trained.recommend([["i1", "i2"]], k=3)[0]) == 3
+    assert (tmp_path / "output" / "training_curves.png").is_file()
+
+
+def test_data_frames(train: Train, tmp_path: Path) -> None:
+    events = [(user, (int(user) + step) % 6, step) for user in "0123456" for step in range(5)]
+    interactions = pd.DataFrame(
+        {
+            "user_id": [user for user, _, _ in events] + ["0"],
+            "item_id": [f"{item:03d}" for _, item, _ in events] + ["unknown"],
+            "timestamp": [1_600_000_000 + step for _, _, step in events] + [1_600_000_009],
+        }
+    )
+    items = pd.DataFrame({"item_id": [f"{n:03d}" for n in range(6)], "title": [f"thing {n}" for n in range(6)]})
+    recommender = train(
+        adapter={"prefix_encoder": "static"}, known=None, recommender="none", data=interactions, items=items
+    )
+    assert recommender.items.item_ids[1] == "001"
+    assert _results(tmp_path / "output")["dataset"]["rejected"] == {"unknown_item": 1}
+    assert '"unknown_item"' in (tmp_path / "output" / "rejects.jsonl").read_text()
+
+
+def test_half_precision(train: Train, tmp_path: Path, fresh_accelerate: None) -> None:
+    recommender = train(mixed_precision="bf16", stage1_epochs=2, stage2_epochs=1)
+    results = _results(tmp_path / "output")
+    assert all(np.isfinite(record["loss"]) for record in results["log_history"])
+    assert all(value.dtype == torch.float32 for value in _weights(recommender).values())
+    assert "_original_forward" not in vars(recommender.model)  # accelerate's wrapper is off
+    encoded = torch.from_numpy(recommender.encode_items(normalize_embeddings=True))
+    torch.testing.assert_close(encoded, recommender.table.embeddings, atol=0.05, rtol=0)
+
+
+class _Notebook(GeneralTracker):
+    """Keeps what it is given."""
+
+    name = "notebook"
+    requires_logging_directory = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {}
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    @property
+    def tracker(self) -> "_Notebook":
+        return self
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings.update(values)
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        self.rows.append((step or 0, values))
+
+
+def test_tracker(train: Train, tmp_path: Path) -> None:
+    tracker = _Notebook()
+    train(log_with=tracker, logging_steps=2, per_device_train_batch_size=4)
+    assert tracker.settings["learning_rate"] == 5e-3 and tracker.settings["max_history"] == "None"
+    losses = [(step, values["loss"]) for step, values in tracker.rows if "loss" in values]
+    logged = [(record["step"], record["loss"]) for record in _results(tmp_path / "output")["log_history"]]
+    assert losses == logged and [step for step, _ in losses] == [2, 4]
+    assert [step for step, values in tracker.rows if "valid_ndcg@10" in values] == [4]
+
+
+def test_tracker_must_be_there(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="log_with must be an installed tracker .* got 'nope'"):
+        train(log_with="nope")
+    assert not (tmp_path / "output").exists()
+
+
+def test_silent_without_bars(train: Train, capfd: pytest.CaptureFixture[str]) -> None:
+    train(adapter={"prefix_encoder": "static"}, known=None, recommender="none")
+    capfd.readouterr()
+    train("again", adapter={"prefix_encoder": "static"}, known=None, recommender="none")
+    said = capfd.readouterr()
+    assert said.out == "" and "it/s" not in said.err and "update" not in said.err
