@@ -322,8 +322,8 @@ def _accelerator(arguments: LaserArguments) -> Accelerator:
     installed = [str(name) for name in get_available_trackers()]
     if isinstance(tracker, str) and tracker not in installed:
         raise ConfigurationError(
-            f"log_with must be an installed tracker ({', '.join(installed) or 'there is none'}), got {tracker!r}; install "
-            "it, or leave log_with out: results.json holds the curves too"
+            f"log_with must be an installed tracker ({', '.join(installed) or 'there is none'}), got {tracker!r}; "
+            "install it, or leave log_with out: results.json holds the curves too"
         )
     return Accelerator(mixed_precision=arguments.mixed_precision, log_with=tracker, project_dir=arguments.output_dir)
 

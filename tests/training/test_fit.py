@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib import image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from peft_bituning.base_models import load_base_model
+from peft_bituning.data import PRESETS
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.recommenders import load_recommender
 from peft_bituning.serving import LaserRecommender
@@ -215,6 +217,22 @@ def test_other_adapters(encoder: str, pooling: str, train: Train, tmp_path: Path
     assert (tmp_path / "output" / "training_curves.png").is_file()
 
 
+def test_saved_recommender_by_its_folder(train: Train, trained: Any, tmp_path: Path) -> None:
+    train(data=trained.data, known=None, recommender=str(trained.folder / "recommender"))
+    assert _results(tmp_path / "output")["recommender"] == "sasrec"
+    theirs, ours = (load_recommender(folder / "recommender") for folder in (trained.folder, tmp_path / "output"))
+    assert theirs.content_hash() == ours.content_hash()
+
+
+def test_template_from_a_file(train: Train, tmp_path: Path) -> None:
+    template = replace(PRESETS["no_instruction"], instruction="Bought so far:")
+    (tmp_path / "own.json").write_text(template.to_json())
+    recommender = train(
+        adapter={"prefix_encoder": "static"}, known=None, recommender="none", template=str(tmp_path / "own.json")
+    )
+    assert recommender.template.instruction == "Bought so far:"
+
+
 def test_data_frames(train: Train, tmp_path: Path) -> None:
     events = [(user, (int(user) + step) % 6, step) for user in "0123456" for step in range(5)]
     interactions = pd.DataFrame(
@@ -283,7 +301,13 @@ def test_tracker_must_be_there(train: Train, tmp_path: Path) -> None:
 
 def test_silent_without_bars(train: Train, capfd: pytest.CaptureFixture[str]) -> None:
     train(adapter={"prefix_encoder": "static"}, known=None, recommender="none")
-    capfd.readouterr()
-    train("again", adapter={"prefix_encoder": "static"}, known=None, recommender="none")
     said = capfd.readouterr()
-    assert said.out == "" and "it/s" not in said.err and "update" not in said.err
+    assert said.out == ""
+    assert not any(label in said.err for label in ("encoding", "stage 1", "validating", "row/s", "update"))
+
+
+def test_bars(train: Train, capfd: pytest.CaptureFixture[str]) -> None:
+    train(adapter={"prefix_encoder": "static"}, known=None, recommender="none", disable_tqdm=False)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert all(label in said.err for label in ("encoding items", "stage 1 epoch 1", "validating epoch 1", "loss="))
