@@ -22,8 +22,7 @@ class BERT4RecConfig(ItemSequenceConfig):
     Args:
         mask_probability: Share of the items hidden in training (the cloze task).
         last_item_probability: Share of the training rows in which the last item alone is hidden, as at inference.
-        cut_probability: Share of the training rows cut to a random length first, so that any item can be the last;
-            without it validation NDCG@10 on Amazon Scientific was .048, with it .051.
+        cut_probability: Share of the training rows cut to a random length first, so that any item can be the last.
         dropout: Probability for embeddings and sublayers in training.
         attention_dropout: Probability for attention weights in training.
         arguments: See `ItemSequenceConfig`.
@@ -55,7 +54,7 @@ class BERT4Rec(ItemSequenceModel):
     """`transformers`' BERT stack; token I is the mask, positions count back from the row's last token (0).
 
     Counted from the other side, a history one item longer than those trained on would put the mask token where none
-    was in training; validation NDCG@10 on Amazon Scientific was .044 then and is .048 so.
+    was in training.
 
     `encode` runs over the history alone; `scores` appends a mask token and reads the item it stands for.
 

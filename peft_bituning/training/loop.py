@@ -144,11 +144,6 @@ class UpdateLoop:
     def _explain(self, where: str, contrastive_loss: float, aux_loss: float) -> str:
         parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         weights = [name for name, value in parameters.items() if not bool(torch.isfinite(value).all())]
-        gradients = [
-            name
-            for name, value in parameters.items()
-            if value.grad is not None and not bool(torch.isfinite(value.grad).all())
-        ]
         if weights:
             cause = f"{len(weights)} trainable tensors are not finite, first {weights[0]}"
         elif not _is_finite(contrastive_loss):
@@ -159,7 +154,7 @@ class UpdateLoop:
         elif not _is_finite(aux_loss):
             cause = "the load-balancing loss is not finite: the router's logits overflowed"
         else:
-            cause = f"{len(gradients)} gradients are not finite, first {gradients[0] if gradients else 'unknown'}"
+            cause = "the loss is finite but its gradient is not: the backward pass overflowed"
         return (
             f"training stopped at {where}: loss {contrastive_loss} + {self.aux_loss_coef} x {aux_loss}; {cause}. "
             f"{AFTER_NON_FINITE}"
