@@ -19,6 +19,7 @@ import transformers
 
 import peft_bituning
 from peft_bituning.data import LeaveOneOut, load_interactions
+from peft_bituning.data.samples import Split
 from peft_bituning.evaluation import evaluate_ranking, history_scorer
 from peft_bituning.recommenders import (
     ItemKNN,
@@ -51,7 +52,8 @@ def parse_arguments() -> argparse.Namespace:
 def run_counting(name: str, num_items: int, split: LeaveOneOut, histories: list[list[int]]) -> dict[str, Any]:
     """Count, then rank both splits."""
     report: dict[str, Any] = {}
-    for part, sequences in (("valid", split.train_sequences), ("test", histories)):
+    known: tuple[tuple[Split, list[list[int]]], ...] = (("valid", split.train_sequences), ("test", histories))
+    for part, sequences in known:
         model = COUNTING[name](num_items).fit(sequences)
         report[part] = evaluate_ranking(history_scorer(model), split.samples(part)).metrics()
     return report

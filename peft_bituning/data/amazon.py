@@ -77,7 +77,7 @@ def clean_title(value: Any) -> str:
 
 
 def clean_brand(value: Any) -> str:
-    """Return a brand without the words of the page around it ("by\\n Brand", "Visit Amazon's Brand Page")."""
+    """Return a brand without the words of the page around it: "by Brand", "Visit Amazon's Brand Page"."""
     text = as_text(_BY.sub("", value.strip()) if isinstance(value, str) else value)
     page = _STORE.match(text)
     text = page.group(1) if page else text

@@ -133,6 +133,7 @@ class Interactions:
         Args:
             items: The catalog.
             histories: User id to item ids.
+            source: Where the events came from, one line.
 
         Raises:
             UnknownItemError: An id is not in the catalog.

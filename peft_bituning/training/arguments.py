@@ -53,6 +53,12 @@ class LaserArguments:
     max_item_tokens: int | None = field(default=None, metadata={"help": "Tokens an item at most; None is no limit."})
     max_length: int = field(default=1024, metadata={"help": "Tokens a prompt at most (T)."})
     template: str = field(default="paper", metadata={"help": "Prompt template: a preset, or a JSON file."})
+    attributes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Item attributes to print beside the title, or `none`; not given, the template's own choice."
+        },
+    )
     recommender: str = field(
         default="bert4rec", metadata={"help": "Frozen ID recommender: bert4rec, sasrec, none, or a saved folder."}
     )

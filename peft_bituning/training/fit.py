@@ -165,7 +165,8 @@ class _Run:
         base = load_base_model(base_model)
         known = self._recommender(recommender, data, split)
         model = attach_adapter(base, config, known, self.arguments.seed)
-        prompts = make_prompts(base, model, data, template or read_template(self.arguments.template), self.arguments)
+        template = template or read_template(self.arguments.template, self.arguments.attributes)
+        prompts = make_prompts(base, model, data, template, self.arguments)
         if prompts.twin_count and is_main:
             logger.info("%d items share their text with another and cannot be told apart by it", prompts.twin_count)
         collator = HistoryCollator(prompts, pad_token_id(base.tokenizer), known.max_length if known else 1)

@@ -131,8 +131,14 @@ def make_prompts(
         The prompt encoder.
 
     Raises:
-        ConfigurationError: virtual tokens leave no room for text.
+        ConfigurationError: virtual tokens leave no room for text, or an attribute is not in the catalog.
     """
+    missing = sorted({*(arguments.attributes or ())} - {*data.items.text_columns, "none"})
+    if missing:
+        raise ConfigurationError(
+            f"attributes must be columns of the catalog ({', '.join(data.items.text_columns) or 'it has none'}) or "
+            f"none, got {', '.join(missing)}"
+        )
     length = arguments.max_length
     limit = max_positions(base.model)
     if limit is not None:
@@ -145,11 +151,12 @@ def make_prompts(
     return PromptEncoder(template, base.tokenizer, data.items, length, arguments.max_history, arguments.max_item_tokens)
 
 
-def read_template(name: str) -> PromptTemplate:
+def read_template(name: str, attributes: list[str] | None = None) -> PromptTemplate:
     """Return a template by preset or JSON file.
 
     Args:
         name: a preset's name, or the path of a JSON file.
+        attributes: the attributes to print beside the title, `["none"]` for none of them; None leaves the template's.
 
     Returns:
         The template.
@@ -158,8 +165,11 @@ def read_template(name: str) -> PromptTemplate:
         ConfigurationError: neither.
     """
     if name in PRESETS:
-        return PromptTemplate.from_preset(name)
-    path = Path(name)
-    if not path.is_file():
+        template = PromptTemplate.from_preset(name)
+    elif Path(name).is_file():
+        template = PromptTemplate.from_json(Path(name).read_text(encoding="utf-8"))
+    else:
         raise ConfigurationError(f"template must be one of {', '.join(PRESETS)}, or a JSON file, got {name!r}")
-    return PromptTemplate.from_json(path.read_text(encoding="utf-8"))
+    if attributes is None:
+        return template
+    return replace(template, fields=() if attributes == ["none"] else tuple(attributes))

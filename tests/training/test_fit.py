@@ -115,6 +115,14 @@ def test_table_speaks_the_language_of_the_items_adapter(trained: Any) -> None:
     assert any(not torch.equal(value, items[key.replace("default", "items")]) for key, value in users.items())
 
 
+def test_collaborative_information_reaches_the_embedding(trained: Any) -> None:
+    encoder = trained.recommender.encoder
+    histories = [history[:-1] for history in trained.data.histories]
+    own = encoder.encode(histories)
+    others = encoder.encode(histories, collaborative_histories=histories[1:] + histories[:1])
+    assert float((own - others).norm(dim=1).mean()) > 1e-3
+
+
 def test_stage_2_changed_the_weights(trained: Any) -> None:
     assert _results(trained.folder)["stage2_weight_change"] > 1e-6
 
