@@ -240,6 +240,8 @@ def fork(action: Callable[[], Any], wait: bool = True) -> int:
     child = os.fork()
     if child == 0:
         code = 1
+        # A process started in the background inherits an ignored Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             action()
             code = 0
