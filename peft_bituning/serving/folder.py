@@ -43,6 +43,7 @@ class LaserSettings:
         max_history: items of a prompt at most, or None.
         max_item_tokens: tokens of an item at most, or None.
         max_collaborative_items: items of a history that the ID recommender reads at most.
+        max_collaborative_states: newest items of a history whose collaborative embeddings the prefix reads, or None.
         recommender_hash: content hash of the ID recommender, or None without one.
         table_checksum: sha256 of the item table.
         results: metrics and counts for the model card.
@@ -55,6 +56,7 @@ class LaserSettings:
     max_history: int | None
     max_item_tokens: int | None
     max_collaborative_items: int
+    max_collaborative_states: int | None
     recommender_hash: str | None
     table_checksum: str
     results: dict[str, Any]

@@ -75,7 +75,9 @@ class LaserRecommender:
             settings.max_item_tokens,
         )
         collator = HistoryCollator(prompts, pad_token_id(self.base.tokenizer), settings.max_collaborative_items)
-        self.encoder = HistoryEncoder(self.model, collator, self.recommender, self.device)
+        self.encoder = HistoryEncoder(
+            self.model, collator, self.recommender, self.device, newest_states=settings.max_collaborative_states
+        )
         self.index = ExactIndex(self.table.embeddings)
 
     # ------------------------------------------------------------------ recommending

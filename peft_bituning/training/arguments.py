@@ -59,8 +59,19 @@ class LaserArguments:
             "help": "Item attributes to print beside the title, or `none`; not given, the template's own choice."
         },
     )
+    prefix_text: str | None = field(
+        default=None, metadata={"help": "Text whose embeddings the prefix starts from; None draws it at random."}
+    )
+    suffix_text: str | None = field(
+        default=None,
+        metadata={"help": "Text whose last token's embedding the suffix starts from; None draws it at random."},
+    )
     recommender: str = field(
         default="bert4rec", metadata={"help": "Frozen ID recommender: bert4rec, sasrec, none, or a saved folder."}
+    )
+    max_collaborative_states: int | None = field(
+        default=None,
+        metadata={"help": "Newest items of a history whose collaborative embeddings the prefix reads; None is all."},
     )
     recommender_epochs: int | None = field(default=None, metadata={"help": "Its epochs at most; None is its own."})
     mixed_precision: str | None = field(
@@ -86,7 +97,7 @@ class LaserArguments:
         for name in ("max_samples_per_epoch", "max_validation_users", "max_history", "max_item_tokens"):
             if getattr(self, name) is not None:
                 self._at_least(1, name)
-        for name in ("loss_chunk_size", "recommender_epochs"):
+        for name in ("loss_chunk_size", "recommender_epochs", "max_collaborative_states"):
             if getattr(self, name) is not None:
                 self._at_least(1, name)
         for name in ("learning_rate", "stage2_learning_rate", "temperature", "max_grad_norm"):

@@ -164,7 +164,7 @@ class _Run:
             logger.info("%d users with fewer than three events train only", split.users_not_evaluated)
         base = load_base_model(base_model)
         known = self._recommender(recommender, data, split)
-        model = attach_adapter(base, config, known, self.arguments.seed)
+        model = attach_adapter(base, config, known, self.arguments)
         template = template or read_template(self.arguments.template, self.arguments.attributes)
         prompts = make_prompts(base, model, data, template, self.arguments)
         if prompts.twin_count and is_main:
@@ -172,7 +172,8 @@ class _Run:
         collator = HistoryCollator(prompts, pad_token_id(base.tokenizer), known.max_length if known else 1)
         needed = known if cast(BiTuningModel, model.base_model).prefix_encoder.needs_collaborative else None
         device = self.accelerator.device
-        encoder = HistoryEncoder(model.to(device), collator, needed, device, self.arguments.per_device_eval_batch_size)
+        batch_size, newest = self.arguments.per_device_eval_batch_size, self.arguments.max_collaborative_states
+        encoder = HistoryEncoder(model.to(device), collator, needed, device, batch_size, newest)
         return _Parts(data, split, known, base, model, prompts, encoder)
 
     def _recommender(self, given: IDRecommender | None, data: Interactions, split: LeaveOneOut) -> IDRecommender | None:
@@ -292,6 +293,7 @@ class _Run:
             max_history=parts.prompts.max_items,
             max_item_tokens=parts.prompts.max_item_tokens,
             max_collaborative_items=encoder.collator.max_items,
+            max_collaborative_states=encoder.newest_states,
             recommender_hash=None if encoder.recommender is None else encoder.recommender.content_hash(),
             table_checksum=kept.item_side.table.checksum(),
             results={key: value for key, value in results.items() if key != "log_history"},

@@ -70,14 +70,16 @@ def split_histories(data: Interactions) -> LeaveOneOut:
     return split
 
 
-def attach_adapter(base: BaseModel, config: BiTuningConfig, recommender: IDRecommender | None, seed: int) -> PeftModel:
+def attach_adapter(
+    base: BaseModel, config: BiTuningConfig, recommender: IDRecommender | None, arguments: LaserArguments
+) -> PeftModel:
     """Put a fresh adapter on the language model; the same seed gives the same weights.
 
     Args:
         base: the frozen language model.
-        config: the adapter; a `collaborative_dim` of None is filled in, in a copy.
+        config: the adapter; a `collaborative_dim` of None and token ids of None are filled in, in a copy.
         recommender: the frozen ID recommender, or None.
-        seed: of the adapter's first weights.
+        arguments: give the seed of the adapter's first weights and the texts that virtual tokens start from.
 
     Returns:
         The PEFT model.
@@ -99,7 +101,11 @@ def attach_adapter(base: BaseModel, config: BiTuningConfig, recommender: IDRecom
             f"collaborative_dim must be the recommender's width {recommender.embedding_dim}, "
             f"got {config.collaborative_dim}"
         )
-    torch.manual_seed(seed)
+    if arguments.prefix_text is not None and config.prefix_token_ids is None:
+        config.prefix_token_ids = _token_ids(base, "prefix_text", arguments.prefix_text)
+    if arguments.suffix_text is not None and config.suffix_token_id is None:
+        config.suffix_token_id = _token_ids(base, "suffix_text", arguments.suffix_text)[-1]
+    torch.manual_seed(arguments.seed)
     model = get_peft_model(base.model, config)
     config.base_model_name_or_path, config.revision = base.name, base.revision
     if recommender is None and cast(BiTuningModel, model.base_model).prefix_encoder.needs_collaborative:
@@ -173,3 +179,10 @@ def read_template(name: str, attributes: list[str] | None = None) -> PromptTempl
     if attributes is None:
         return template
     return replace(template, fields=() if attributes == ["none"] else tuple(attributes))
+
+
+def _token_ids(base: BaseModel, name: str, text: str) -> list[int]:
+    ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigurationError(f"{name} must hold at least one token, got {text!r}")
+    return list(ids)

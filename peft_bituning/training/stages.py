@@ -262,6 +262,7 @@ class TwoStageTraining:
             self.encoder.recommender,
             self.accelerator.device,
             self.encoder.batch_size,
+            self.encoder.newest_states,
         )
         config = self.model.peft_config[ADAPTER]
         self._loop = UpdateLoop(

@@ -47,6 +47,20 @@ def test_swapped_collaborative_histories_change_embeddings(encoder, alone) -> No
     assert same == pytest.approx(alone, abs=1e-5)
 
 
+def test_the_newest_states_are_made_from_the_whole_history(encoder) -> None:
+    history = HISTORIES[3]
+    newest = HistoryEncoder(encoder.model, encoder.collator, encoder.recommender, encoder.device, newest_states=2)
+    batch = encoder.collator([history])
+    states = encoder.recommender.encode(batch.item_indices, batch.item_mask)[:, -2:]
+    with torch.no_grad():
+        expected = encoder.model.eval()(batch.input_ids, batch.attention_mask, collaborative_embeds=states)
+    # Beside a shorter history its two newest items do not stand in the last two columns.
+    for histories in ([history], [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], history]):
+        found = newest.encode(histories)[-1]
+        assert found.numpy() == pytest.approx(expected.pooler_output[0].numpy(), abs=1e-5)
+    assert np.abs(found.numpy() - encoder.encode([history])[0].numpy()).max() > 1e-4
+
+
 def test_swapped_histories_stay_with_their_rows(encoder) -> None:
     """Rows are sorted by length on the way: what they swap with has to follow them."""
     others = HISTORIES[::-1]

@@ -225,6 +225,23 @@ def test_other_adapters(encoder: str, pooling: str, train: Train, tmp_path: Path
     assert (tmp_path / "output" / "training_curves.png").is_file()
 
 
+def test_virtual_tokens_start_from_texts(train: Train, tiny_base_folder: Path, tmp_path: Path) -> None:
+    trained = train(prefix_text="thing of things", suffix_text="bought next", max_collaborative_states=1)
+    config = trained.model.peft_config["default"]
+    ids = trained.base.tokenizer("thing of things", add_special_tokens=False)["input_ids"]
+    assert config.prefix_token_ids == ids
+    assert config.suffix_token_id == trained.base.tokenizer("next", add_special_tokens=False)["input_ids"][-1]
+    loaded = LaserRecommender.from_pretrained(tmp_path / "output", base_model=tiny_base_folder, device="cpu")
+    assert loaded.settings.max_collaborative_states == 1
+    histories = [["i1", "i2", "i3"], ["i4"]]
+    assert np.array_equal(loaded.encode_users(histories), trained.encode_users(histories))
+
+
+def test_a_text_without_tokens_is_refused(train: Train) -> None:
+    with pytest.raises(ConfigurationError, match="prefix_text must hold at least one token, got ''"):
+        train(prefix_text="")
+
+
 def test_saved_recommender_by_its_folder(train: Train, trained: Any, tmp_path: Path) -> None:
     train(data=trained.data, known=None, recommender=str(trained.folder / "recommender"))
     assert _results(tmp_path / "output")["recommender"] == "sasrec"

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from ...errors import ContextLengthError, InputError, UnsupportedModelError
+from ...errors import ConfigurationError, ContextLengthError, InputError, UnsupportedModelError
 
 INITIAL_SCALE = 0.02
 
@@ -135,6 +135,30 @@ def embedding_scale(model: PreTrainedModel) -> float:
     with torch.no_grad():
         scale = float(embeddings(sample).float().std())
     return scale if scale > 0 else INITIAL_SCALE
+
+
+def embeddings_of(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
+    """Look up token embeddings as the model's first layer sees them.
+
+    Args:
+        model: a transformers model.
+        token_ids: M vocabulary ids.
+
+    Returns:
+        [M, D], without gradient.
+
+    Raises:
+        ConfigurationError: an id outside the vocabulary.
+    """
+    embeddings = token_embeddings(model)
+    outside = [token for token in token_ids if token >= embeddings.num_embeddings]
+    if outside:
+        raise ConfigurationError(
+            f"prefix_token_ids and suffix_token_id must be below the vocabulary's {embeddings.num_embeddings}, "
+            f"got {outside[0]}; take them from this model's own tokenizer"
+        )
+    with torch.no_grad():
+        return embeddings(torch.tensor(token_ids, device=embeddings.weight.device))
 
 
 def eos_token_id(model: PreTrainedModel) -> int | None:

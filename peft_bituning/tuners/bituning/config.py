@@ -30,6 +30,9 @@ class BiTuningConfig(PeftConfig):
         router_aux_loss_coef: weight of the load-balancing loss (paper: lambda).
         collaborative_dropout: share of training rows that are treated as having no collaborative information.
         pooling: which state is the embedding: `suffix`, `eos`, `mean` or `last`.
+        prefix_token_ids: vocabulary ids of the text whose embeddings the prefix starts from, repeated or cut to P;
+            None draws the prefix at random.
+        suffix_token_id: vocabulary id of the token whose embedding the suffix starts from; None draws it at random.
         init_weights: draw virtual tokens at the scale of the model's own token embeddings; False draws them with
             a standard deviation of 0.02 whatever the model.
         modules_to_save: modules of the base model to train and save in full beside the adapter.
@@ -67,6 +70,12 @@ class BiTuningConfig(PeftConfig):
     )
     pooling: str = field(
         default="suffix", metadata={"help": "Which state is the embedding: suffix, eos, mean or last."}
+    )
+    prefix_token_ids: list[int] | None = field(
+        default=None, metadata={"help": "Vocabulary ids the prefix starts from; None draws it at random."}
+    )
+    suffix_token_id: int | None = field(
+        default=None, metadata={"help": "Vocabulary id the suffix starts from; None draws it at random."}
     )
     init_weights: bool = field(
         default=True, metadata={"help": "Draw virtual tokens at the scale of the model's own token embeddings."}
@@ -108,11 +117,25 @@ class BiTuningConfig(PeftConfig):
                 raise ConfigurationError(f"{name} must be in [0, 1), got {value!r}")
         if not (isinstance(self.router_aux_loss_coef, int | float) and self.router_aux_loss_coef >= 0):
             raise ConfigurationError(f"router_aux_loss_coef must be >= 0, got {self.router_aux_loss_coef!r}")
+        self._check_token_ids()
         if not isinstance(self.init_weights, bool):
             raise ConfigurationError(f"init_weights must be True or False, got {self.init_weights!r}")
         if not (isinstance(self.prefix_encoder, str) and self.prefix_encoder):
             raise ConfigurationError(
                 f"prefix_encoder must be the name of a registered encoder, got {self.prefix_encoder!r}"
+            )
+
+    def _check_token_ids(self) -> None:
+        ids = self.prefix_token_ids
+        if ids is not None and not (isinstance(ids, list) and ids and all(map(_is_token_id, ids))):
+            raise ConfigurationError(f"prefix_token_ids must be vocabulary ids, at least one, or None, got {ids!r}")
+        if ids is not None and self.prefix_encoder == "none":
+            raise ConfigurationError(f"prefix_token_ids must be None for prefix_encoder='none', got {ids!r}")
+        if self.suffix_token_id is not None and not _is_token_id(self.suffix_token_id):
+            raise ConfigurationError(f"suffix_token_id must be a vocabulary id or None, got {self.suffix_token_id!r}")
+        if self.suffix_token_id is not None and self.pooling != "suffix":
+            raise ConfigurationError(
+                f"suffix_token_id must be None for pooling={self.pooling!r}, got {self.suffix_token_id!r}"
             )
 
     def _check_one_of(self, name: str, value: object, known: tuple[str, ...]) -> None:
@@ -123,3 +146,7 @@ class BiTuningConfig(PeftConfig):
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigurationError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -20,6 +20,7 @@ from .backbone import (
     check_context,
     embed_text,
     embedding_scale,
+    embeddings_of,
     eos_token_id,
     find_backbone,
     max_positions,
@@ -310,6 +311,7 @@ class BiTuningModel(BaseTuner):
             suffix = nn.Embedding(1, width) if config.pooling == "suffix" else None
         if suffix is not None:
             nn.init.normal_(suffix.weight, std=scale)
+        _start_from_tokens(model, config, encoder, suffix)
         layer = getattr(model, LAYER_NAME, None) or VirtualTokens(token_embeddings(model))
         layer.check_name(adapter_name, encoder)
         if not hasattr(model, LAYER_NAME):
@@ -414,3 +416,18 @@ class BiTuningModel(BaseTuner):
 
 def _pad(states: Tensor, columns: int) -> Tensor:
     return F.pad(states, (0, 0, 0, columns)) if columns else states
+
+
+def _start_from_tokens(
+    model: PreTrainedModel, config: BiTuningConfig, encoder: PrefixEncoder, suffix: nn.Embedding | None
+) -> None:
+    """Put the embeddings of the tokens that the settings name into the prefix and the suffix."""
+    if any(parameter.is_meta for parameter in (*encoder.parameters(), token_embeddings(model).weight)):
+        return  # the weights come from a file
+    if config.prefix_token_ids is not None:
+        count = encoder.num_tokens
+        ids = (config.prefix_token_ids * -(-count // len(config.prefix_token_ids)))[:count]
+        encoder.start_from(embeddings_of(model, ids))
+    if config.suffix_token_id is not None and suffix is not None:
+        with torch.no_grad():
+            suffix.weight.copy_(embeddings_of(model, [config.suffix_token_id]))

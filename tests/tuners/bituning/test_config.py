@@ -115,5 +115,22 @@ def test_an_unknown_key_in_the_file_is_told_and_a_bad_value_refused(tmp_path: Pa
 
 def test_every_setting_has_a_help_text() -> None:
     own = set(BiTuningConfig.__dataclass_fields__) - set(PeftConfig.__dataclass_fields__)
-    assert len(own) == 16
+    assert len(own) == 18
     assert all(BiTuningConfig.__dataclass_fields__[name].metadata["help"] for name in own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"prefix_token_ids": []}, "prefix_token_ids must be vocabulary ids, at least one, or None, got \\[\\]"),
+        ({"prefix_token_ids": [3, -1]}, "prefix_token_ids must be vocabulary ids"),
+        ({"prefix_token_ids": "words"}, "prefix_token_ids must be vocabulary ids"),
+        ({"prefix_token_ids": [True]}, "prefix_token_ids must be vocabulary ids"),
+        ({"prefix_token_ids": [3], "prefix_encoder": "none"}, "must be None for prefix_encoder='none', got \\[3\\]"),
+        ({"suffix_token_id": -1}, "suffix_token_id must be a vocabulary id or None, got -1"),
+        ({"suffix_token_id": 3, "pooling": "mean"}, "must be None for pooling='mean', got 3"),
+    ],
+)
+def test_token_ids_are_checked(changes: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigurationError, match=rule):
+        BiTuningConfig(**changes)

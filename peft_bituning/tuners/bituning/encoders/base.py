@@ -48,6 +48,20 @@ class PrefixEncoder(nn.Module):
         """P, the number of prefix tokens."""
         return self.config.num_virtual_tokens
 
+    def start_from(self, tokens: Tensor) -> None:
+        """Start the prefix from given token embeddings; an encoder that can do so overrides this.
+
+        Args:
+            tokens: [P, D].
+
+        Raises:
+            ConfigurationError: this encoder's prefix cannot start from tokens.
+        """
+        raise ConfigurationError(
+            f"prefix_token_ids must be None for prefix_encoder={self.config.prefix_encoder!r}, which has no "
+            f"`start_from`, got {self.config.prefix_token_ids!r}"
+        )
+
     def forward(
         self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
     ) -> Prefix:

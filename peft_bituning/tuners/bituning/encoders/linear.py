@@ -36,6 +36,11 @@ class LinearEncoder(PrefixEncoder):
         nn.init.normal_(self.projection.weight, std=scale * config.collaborative_dim**-0.5)
         nn.init.normal_(self.projection.bias, std=scale)
 
+    @torch.no_grad()
+    def start_from(self, tokens: Tensor) -> None:
+        """Start `b` from token embeddings [P, D]."""
+        self.projection.bias.copy_(tokens.flatten())
+
     def forward(
         self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
     ) -> Prefix:

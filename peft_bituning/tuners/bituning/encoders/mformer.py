@@ -24,6 +24,8 @@ class MFormer(PrefixEncoder):
     transformer reads `C_u`, a linear layer takes H to D. The choice is hard, so `router_gradient` says how the
     recommendation loss reaches `W_r`: the *projected* prefix is multiplied by r_max (`switch`), by
     r_max / stop_gradient(r_max) (`straight_through`, which leaves the forward pass as it is), or not (`none`).
+    Where the settings name the tokens to start from, a trainable anchor [P, D] that starts as their embeddings is
+    added to the prefix.
 
     Args:
         config: the adapter's settings.
@@ -56,6 +58,7 @@ class MFormer(PrefixEncoder):
                 hidden_dropout_prob=config.encoder_dropout,
                 attention_probs_dropout_prob=config.encoder_dropout,
                 use_qformer_text_input=False,
+                initializer_range=hidden**-0.5,
             )
         )
         self.projection = nn.Linear(hidden, token_dim)
@@ -65,6 +68,15 @@ class MFormer(PrefixEncoder):
         # The stack ends in a LayerNorm, so its states have unit scale.
         nn.init.normal_(self.projection.weight, std=scale * hidden**-0.5)
         nn.init.zeros_(self.projection.bias)
+        self.anchor: nn.Parameter | None = None
+        if config.prefix_token_ids is not None:
+            self.anchor = nn.Parameter(torch.zeros(config.num_virtual_tokens, token_dim))
+
+    @torch.no_grad()
+    def start_from(self, tokens: Tensor) -> None:
+        """Start the anchor, which every row's prefix is added to, from token embeddings [P, D]."""
+        if self.anchor is not None:
+            self.anchor.copy_(tokens)
 
     def forward(
         self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
@@ -87,6 +99,8 @@ class MFormer(PrefixEncoder):
             prefix = prefix * best.view(-1, 1, 1)
         elif self.config.router_gradient == "straight_through":
             prefix = prefix * (best / best.detach()).view(-1, 1, 1)
+        if self.anchor is not None:
+            prefix = prefix + self.anchor
         return Prefix(prefix, logits.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
 
 

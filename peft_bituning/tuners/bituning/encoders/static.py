@@ -22,6 +22,11 @@ class StaticPrefix(PrefixEncoder):
         self.embeddings = nn.Parameter(torch.empty(config.num_virtual_tokens, token_dim))
         nn.init.normal_(self.embeddings, std=scale)
 
+    @torch.no_grad()
+    def start_from(self, tokens: Tensor) -> None:
+        """Start the trainable vectors from token embeddings [P, D]."""
+        self.embeddings.copy_(tokens)
+
     def forward(
         self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
     ) -> Prefix:
