@@ -68,7 +68,6 @@ def fit_recommender(
     weight_decay: float = 0.0,
     patience: int = 10,
     validate_every: int = 1,
-    max_seconds: float | None = None,
     seed: int = 0,
     progress: bool = False,
     device: torch.device | str | None = None,
@@ -87,8 +86,6 @@ def fit_recommender(
         weight_decay: Of AdamW.
         patience: Stop after so many validations without a better NDCG@10.
         validate_every: Epochs from one validation to the next.
-        max_seconds: Start no epoch after this wall-clock time; `None` has no limit. The result then depends on the
-            machine's speed.
         seed: Of the shuffling, the masking and the dropout; torch's global random state is left as it was.
         progress: Show a bar over the epochs.
         device: Where to train; `None` is where the model is.
@@ -141,10 +138,9 @@ def fit_recommender(
                 loss_sum += value * len(batch)
                 row_sum += len(batch)
             report.losses.append(loss_sum / row_sum)
-            out_of_time = max_seconds is not None and time.monotonic() - started > max_seconds
             if not valid_samples:
                 report.best_epoch = epoch
-            elif epoch % validate_every == 0 or epoch == epochs or out_of_time:
+            elif epoch % validate_every == 0 or epoch == epochs:
                 ndcg = validation_ndcg(model, valid_samples)
                 report.valid_ndcg[epoch] = ndcg
                 if report.best_ndcg is None or ndcg > report.best_ndcg:
@@ -155,8 +151,6 @@ def fit_recommender(
                 if validations_since >= patience:
                     report.stopped_early = True
                     break
-            if out_of_time:
-                break
     if best_weights is not None:
         model.load_state_dict(best_weights)
     model.eval()

@@ -94,11 +94,6 @@ def test_without_validation_the_last_epoch_is_kept():
     assert report.best_epoch == 3 and report.best_ndcg is None and report.valid_ndcg == {}
 
 
-def test_time_limit_ends_after_a_validated_epoch():
-    report = fit_recommender(build("sasrec"), SEQUENCES, VALID, epochs=50, validate_every=10, max_seconds=0.0)
-    assert len(report.losses) == 1 and list(report.valid_ndcg) == [1]
-
-
 def test_every_item_but_the_first_of_a_long_sequence_is_a_target_once():
     model = build("sasrec")  # windows of nine items
     seen = []

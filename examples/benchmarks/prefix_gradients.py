@@ -1,0 +1,78 @@
+"""How large the prefix's gradient is, row by row: virtual tokens drawn at random against tokens that start from words.
+
+    python examples/benchmarks/prefix_gradients.py
+
+Rows of one film and a target against a table of the first films, the contrastive loss, one gradient a row. In many
+language models a vector that is no word turns into an attention sink, a state some hundred times longer than the
+others; near that threshold the gradient explodes, and a batch's mean is the gradient of its worst row.
+"""
+
+import argparse
+
+import torch
+from peft import get_peft_model
+
+from peft_bituning import BiTuningConfig
+from peft_bituning.base_models import load_base_model
+from peft_bituning.catalog import HistoryEncoder, ItemTable
+from peft_bituning.data import PRESETS, LeaveOneOut, PromptEncoder, load_interactions
+from peft_bituning.data.collator import HistoryCollator
+from peft_bituning.losses import catalog_contrastive_loss
+from peft_bituning.tuners.bituning.backbone import embeddings_of
+
+WORDS = "You are an intelligent recommendation assistant. Please summarize the user's characteristics"
+
+
+def row_gradients(start: str, arguments: argparse.Namespace) -> torch.Tensor:
+    """Return the norm of each row's gradient with respect to the prefix, times the norm of a word's embedding.
+
+    Args:
+        start: `random` or `words`.
+        arguments: the command line.
+
+    Returns:
+        [rows].
+    """
+    base = load_base_model(arguments.model)
+    data = load_interactions("ml-100k")
+    ids = base.tokenizer(WORDS, add_special_tokens=False)["input_ids"]
+    newline = base.tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
+    torch.manual_seed(arguments.seed)
+    config = BiTuningConfig(
+        prefix_encoder="static",
+        num_virtual_tokens=arguments.num_virtual_tokens,
+        prefix_token_ids=ids if start == "words" else None,
+        suffix_token_id=newline if start == "words" else None,
+    )
+    model = get_peft_model(base.model, config)
+    prompts = PromptEncoder(PRESETS["no_instruction"], base.tokenizer, data.items, max_items=1)
+    encoder = HistoryEncoder(model, HistoryCollator(prompts, 0, 1), None, torch.device("cpu"))
+    table = ItemTable.from_embeddings(encoder.encode_items(arguments.items)).embeddings
+    prefix = next(value for name, value in model.named_parameters() if value.requires_grad and "prefix" in name)
+    samples = LeaveOneOut(data.histories).training_samples("every_cut", arguments.seed)
+    norms = []
+    for sample in [each for each in samples if each.target < arguments.items][: arguments.rows]:
+        output, _ = encoder.forward([sample.history])
+        loss = catalog_contrastive_loss(output.pooler_output, table, torch.tensor([sample.target]))
+        norms.append(torch.autograd.grad(loss, prefix)[0].norm())
+    words = embeddings_of(base.model, list(range(1000))).norm(dim=1).mean()
+    return torch.stack(norms) * words
+
+
+def main() -> None:
+    """Print one line a start."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--num_virtual_tokens", type=int, default=8)
+    parser.add_argument("--items", type=int, default=400)
+    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for start in ("random", "words"):
+        norms = row_gradients(start, arguments)
+        quantiles = norms.quantile(torch.tensor([0.5, 0.9, 1.0])).tolist()
+        print(f"{start}: median {quantiles[0]:.1f}, 90 % {quantiles[1]:.1f}, most {quantiles[2]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
