@@ -53,7 +53,7 @@ def row_gradients(start: str, arguments: argparse.Namespace) -> torch.Tensor:
     norms = []
     for sample in [each for each in samples if each.target < arguments.items][: arguments.rows]:
         output, _ = encoder.forward([sample.history])
-        loss = catalog_contrastive_loss(output.pooler_output, table, torch.tensor([sample.target]))
+        loss = catalog_contrastive_loss(output["pooler_output"], table, torch.tensor([sample.target]))
         norms.append(torch.autograd.grad(loss, prefix)[0].norm())
     words = embeddings_of(base.model, list(range(1000))).norm(dim=1).mean()
     return torch.stack(norms) * words
