@@ -180,7 +180,8 @@ def test_accumulation_is_a_larger_batch(train: Train, tmp_path: Path) -> None:
         assert record["tokens"] == other["tokens"]
     other_weights = _weights(parts)
     for name, value in _weights(whole).items():
-        torch.testing.assert_close(value, other_weights[name], atol=2e-5, rtol=0)
+        if "key.bias" not in name:  # its gradient is zero but for rounding, of which AdamW makes steps
+            torch.testing.assert_close(value, other_weights[name], atol=2e-5, rtol=0)
 
 
 def test_gradients_are_clipped_and_reach_the_router(train: Train, tmp_path: Path) -> None:

@@ -79,4 +79,6 @@ def test_metrics(results: dict[int, dict[str, Any]]) -> None:
 def test_weights(folders: dict[int, Path]) -> None:
     one, two = (load_file(folders[count] / "adapter_model.safetensors") for count in (1, 2))
     assert one.keys() == two.keys()
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3
+    # The gradient of a key's bias is zero but for rounding, of which AdamW makes steps.
+    names = [name for name in one if "key.bias" not in name]
+    assert max(float((one[name] - two[name]).abs().max()) for name in names) < 1e-3
