@@ -2,9 +2,8 @@
 
     python examples/benchmarks/prefix_gradients.py
 
-Rows of one film and a target against a table of the first films, the contrastive loss, one gradient a row. In many
-language models a vector that is no word turns into an attention sink, a state some hundred times longer than the
-others; near that threshold the gradient explodes, and a batch's mean is the gradient of its worst row.
+Rows of one film of MovieLens-100K and a target against a table of the first films, the contrastive loss, one gradient a
+row. A vector that is no word can turn into an attention sink, and a batch's gradient into that of its worst row.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from peft import get_peft_model
 from peft_bituning import BiTuningConfig
 from peft_bituning.base_models import load_base_model
 from peft_bituning.catalog import HistoryEncoder, ItemTable
-from peft_bituning.data import PRESETS, LeaveOneOut, PromptEncoder, load_interactions
+from peft_bituning.data import PRESETS, Interactions, LeaveOneOut, PromptEncoder, load_interactions
 from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.losses import catalog_contrastive_loss
 from peft_bituning.tuners.bituning.backbone import embeddings_of
@@ -23,18 +22,18 @@ from peft_bituning.tuners.bituning.backbone import embeddings_of
 WORDS = "You are an intelligent recommendation assistant. Please summarize the user's characteristics"
 
 
-def row_gradients(start: str, arguments: argparse.Namespace) -> torch.Tensor:
+def row_gradients(start: str, data: Interactions, arguments: argparse.Namespace) -> torch.Tensor:
     """Return the norm of each row's gradient with respect to the prefix, times the norm of a word's embedding.
 
     Args:
         start: `random` or `words`.
+        data: the histories.
         arguments: the command line.
 
     Returns:
         [rows].
     """
     base = load_base_model(arguments.model)
-    data = load_interactions("ml-100k")
     ids = base.tokenizer(WORDS, add_special_tokens=False)["input_ids"]
     newline = base.tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
     torch.manual_seed(arguments.seed)
@@ -68,8 +67,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    data = load_interactions("ml-100k")
     for start in ("random", "words"):
-        norms = row_gradients(start, arguments)
+        norms = row_gradients(start, data, arguments)
         quantiles = norms.quantile(torch.tensor([0.5, 0.9, 1.0])).tolist()
         print(f"{start}: median {quantiles[0]:.1f}, 90 % {quantiles[1]:.1f}, most {quantiles[2]:.1f}")
 

@@ -22,8 +22,8 @@ class HistoryEncoder:
         recommender: the frozen ID recommender that gives `C_u`; None where the prefix encoder needs none.
         device: where the model is.
         batch_size: rows a forward pass.
-        newest_states: the prefix encoder reads the recommender's states of so many newest items, each of them made
-            from the whole history; None is all of them.
+        max_collaborative_states: the prefix encoder reads the recommender's states of so many newest items, each of
+            them made from the whole history; None is all of them.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class HistoryEncoder:
         recommender: IDRecommender | None,
         device: torch.device,
         batch_size: int = 32,
-        newest_states: int | None = None,
+        max_collaborative_states: int | None = None,
     ) -> None:
         self.model = model
         self.collator = collator
         self.recommender = recommender
         self.device = device
         self.batch_size = batch_size
-        self.newest_states = newest_states
+        self.max_collaborative_states = max_collaborative_states
 
     def forward(
         self,
@@ -63,9 +63,9 @@ class HistoryEncoder:
         if self.recommender is not None:
             embeds = self.recommender.encode(batch.item_indices, batch.item_mask)
             mask = self.recommender.encoded_mask(batch.item_indices, batch.item_mask)
-            if self.newest_states is not None:
+            if self.max_collaborative_states is not None:
                 newer = mask.flip(1).cumsum(1).flip(1)  # real items from here to the newest [B, N]
-                mask = mask & (newer <= self.newest_states)
+                mask = mask & (newer <= self.max_collaborative_states)
             inputs = {"collaborative_embeds": embeds, "collaborative_mask": mask}
         output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **inputs)
         return output, batch

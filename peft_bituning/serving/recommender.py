@@ -76,7 +76,11 @@ class LaserRecommender:
         )
         collator = HistoryCollator(prompts, pad_token_id(self.base.tokenizer), settings.max_collaborative_items)
         self.encoder = HistoryEncoder(
-            self.model, collator, self.recommender, self.device, newest_states=settings.max_collaborative_states
+            self.model,
+            collator,
+            self.recommender,
+            self.device,
+            max_collaborative_states=settings.max_collaborative_states,
         )
         self.index = ExactIndex(self.table.embeddings)
 

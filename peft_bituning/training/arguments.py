@@ -60,11 +60,12 @@ class LaserArguments:
         },
     )
     prefix_text: str | None = field(
-        default=None, metadata={"help": "Text whose embeddings the prefix starts from; None draws it at random."}
+        default=None,
+        metadata={"help": "Text whose embeddings the prefix, if there is one, starts from; None draws it at random."},
     )
     suffix_text: str | None = field(
         default=None,
-        metadata={"help": "Text whose last token's embedding the suffix starts from; None draws it at random."},
+        metadata={"help": "Text whose last token the suffix, if there is one, starts from; None draws it at random."},
     )
     recommender: str = field(
         default="bert4rec", metadata={"help": "Frozen ID recommender: bert4rec, sasrec, none, or a saved folder."}

@@ -293,7 +293,7 @@ class _Run:
             max_history=parts.prompts.max_items,
             max_item_tokens=parts.prompts.max_item_tokens,
             max_collaborative_items=encoder.collator.max_items,
-            max_collaborative_states=encoder.newest_states,
+            max_collaborative_states=encoder.max_collaborative_states,
             recommender_hash=None if encoder.recommender is None else encoder.recommender.content_hash(),
             table_checksum=kept.item_side.table.checksum(),
             results={key: value for key, value in results.items() if key != "log_history"},

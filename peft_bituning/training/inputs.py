@@ -101,10 +101,12 @@ def attach_adapter(
             f"collaborative_dim must be the recommender's width {recommender.embedding_dim}, "
             f"got {config.collaborative_dim}"
         )
-    if arguments.prefix_text is not None and config.prefix_token_ids is None:
-        config.prefix_token_ids = _token_ids(base, "prefix_text", arguments.prefix_text)
-    if arguments.suffix_text is not None and config.suffix_token_id is None:
-        config.suffix_token_id = _token_ids(base, "suffix_text", arguments.suffix_text)[-1]
+    starts: dict[str, Any] = {}
+    if arguments.prefix_text is not None and config.prefix_token_ids is None and config.prefix_encoder != "none":
+        starts["prefix_token_ids"] = _token_ids(base, "prefix_text", arguments.prefix_text)
+    if arguments.suffix_text is not None and config.suffix_token_id is None and config.pooling == "suffix":
+        starts["suffix_token_id"] = _token_ids(base, "suffix_text", arguments.suffix_text)[-1]
+    config = replace(config, **starts)
     torch.manual_seed(arguments.seed)
     model = get_peft_model(base.model, config)
     config.base_model_name_or_path, config.revision = base.name, base.revision

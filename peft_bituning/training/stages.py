@@ -262,7 +262,7 @@ class TwoStageTraining:
             self.encoder.recommender,
             self.accelerator.device,
             self.encoder.batch_size,
-            self.encoder.newest_states,
+            self.encoder.max_collaborative_states,
         )
         config = self.model.peft_config[ADAPTER]
         self._loop = UpdateLoop(

@@ -49,7 +49,9 @@ def test_swapped_collaborative_histories_change_embeddings(encoder, alone) -> No
 
 def test_the_newest_states_are_made_from_the_whole_history(encoder) -> None:
     history = HISTORIES[3]
-    newest = HistoryEncoder(encoder.model, encoder.collator, encoder.recommender, encoder.device, newest_states=2)
+    newest = HistoryEncoder(
+        encoder.model, encoder.collator, encoder.recommender, encoder.device, max_collaborative_states=2
+    )
     batch = encoder.collator([history])
     states = encoder.recommender.encode(batch.item_indices, batch.item_mask)[:, -2:]
     with torch.no_grad():

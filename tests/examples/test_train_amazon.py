@@ -49,7 +49,7 @@ def config(tmp_path: Path) -> Callable[[str], str]:
 def test_quickstart_without_a_data_set(script: ModuleType, argv: list[str]) -> None:
     found = {key: value for group in script.parse(argv) for key, value in vars(group).items()}
     assert {key: found[key] for key in QUICKSTART} == QUICKSTART
-    assert (found["max_users"] or 943) >= 300 and found["dataset"] == "ml-100k" and found["model"] == "smollm2-135m"
+    assert found["max_users"] >= 300 and found["dataset"] == "ml-100k" and found["model"] == "smollm2-135m"
     assert found["resume"] == (argv == ["--resume"])
 
 

@@ -180,8 +180,13 @@ def test_accumulation_is_a_larger_batch(train: Train, tmp_path: Path) -> None:
         assert record["tokens"] == other["tokens"]
     other_weights = _weights(parts)
     for name, value in _weights(whole).items():
-        if "key.bias" not in name:  # its gradient is zero but for rounding, of which AdamW makes steps
+        if "key.bias" not in name:  # its gradient is zero but for rounding, of which AdamW makes steps ...
             torch.testing.assert_close(value, other_weights[name], atol=2e-5, rtol=0)
+    histories = [["i1", "i2", "i3"], ["i4"]]
+    before = whole.encode_users(histories)
+    biases = {name: value for name, value in other_weights.items() if "key.bias" in name}
+    assert biases and not whole.model.load_state_dict(biases, strict=False).unexpected_keys
+    assert np.allclose(whole.encode_users(histories), before, atol=1e-6)  # ... and no embedding sees
 
 
 def test_gradients_are_clipped_and_reach_the_router(train: Train, tmp_path: Path) -> None:
@@ -236,6 +241,18 @@ def test_virtual_tokens_start_from_texts(train: Train, tiny_base_folder: Path, t
     assert loaded.settings.max_collaborative_states == 1
     histories = [["i1", "i2", "i3"], ["i4"]]
     assert np.array_equal(loaded.encode_users(histories), trained.encode_users(histories))
+
+
+@pytest.mark.parametrize(("encoder", "pooling"), [("none", "suffix"), ("mformer", "mean")])
+def test_texts_are_for_the_virtual_tokens_there_are(
+    encoder: str, pooling: str, train: Train, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    trained = train(adapter={"prefix_encoder": encoder, "pooling": pooling}, prefix_text="thing", suffix_text="next")
+    config = trained.model.peft_config["default"]
+    assert (config.prefix_token_ids is None) == (encoder == "none")
+    assert (config.suffix_token_id is None) == (pooling == "mean")
+    loaded = LaserRecommender.from_pretrained(tmp_path / "output", base_model=tiny_base_folder, device="cpu")
+    assert np.array_equal(loaded.encode_users([["i1", "i2"]]), trained.encode_users([["i1", "i2"]]))
 
 
 def test_a_text_without_tokens_is_refused(train: Train) -> None:
