@@ -25,7 +25,8 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
         model: a causal LM, or its headless model.
 
     Returns:
-        The module that owns the input embeddings and takes `inputs_embeds`.
+        The module that owns the input embeddings and takes `inputs_embeds`, or any arguments where its code is not
+        transformers' own.
 
     Raises:
         UnsupportedModelError: the model is an encoder, an encoder-decoder, or has no such module.
@@ -46,7 +47,8 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
     for candidate in _candidates(model):
         if candidate is model or not isinstance(candidate, nn.Module):
             continue
-        if _takes_embeddings(candidate) and any(module is embeddings for module in candidate.modules()):
+        takes = is_remote(model) or _takes_embeddings(candidate)
+        if takes and any(module is embeddings for module in candidate.modules()):
             return candidate
     if model.get_output_embeddings() is None and _takes_embeddings(model):
         return model
@@ -54,6 +56,18 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
         f"the base model must have a headless backbone that takes `inputs_embeds` and owns the token embeddings, "
         f"got {type(model).__name__}, where none was found"
     )
+
+
+def is_remote(model: PreTrainedModel) -> bool:
+    """Say whether a model's code comes from outside transformers (`trust_remote_code`).
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        Whether its class is defined elsewhere.
+    """
+    return not type(model).__module__.startswith("transformers.")
 
 
 def token_embeddings(model: PreTrainedModel) -> nn.Embedding:
@@ -191,7 +205,8 @@ def check_context(model: PreTrainedModel, num_prefix: int, num_text: int, num_su
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """Return the longest row that the model's configuration allows, or None where it names none."""
-    value = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    value = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None)  # ChatGLM2
     return int(value) if value else None
 
 
