@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import cast
 
 import torch
+from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -139,14 +140,14 @@ def embedding_scale(model: PreTrainedModel) -> float:
         model: a transformers model.
 
     Returns:
-        The standard deviation; 0.02 where the weights are not in memory (meta device, ZeRO-3).
+        The standard deviation; 0.02 where the weights are not in memory (meta device).
     """
     embeddings = token_embeddings(model)
     weight = embeddings.weight
-    if weight.is_meta or weight.numel() == 0:
+    if weight.is_meta:
         return INITIAL_SCALE
     sample = torch.arange(0, embeddings.num_embeddings, max(1, embeddings.num_embeddings // 512), device=weight.device)
-    with torch.no_grad():
+    with torch.no_grad(), gather_params_ctx(embeddings.parameters(), modifier_rank=None):  # ZeRO-3 keeps them in pieces
         scale = float(embeddings(sample).float().std())
     return scale if scale > 0 else INITIAL_SCALE
 
@@ -171,7 +172,7 @@ def embeddings_of(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
             f"prefix_token_ids and suffix_token_id must be below the vocabulary's {embeddings.num_embeddings}, "
             f"got {outside[0]}; take them from this model's own tokenizer"
         )
-    with torch.no_grad():
+    with torch.no_grad(), gather_params_ctx(embeddings.parameters(), modifier_rank=None):
         return embeddings(torch.tensor(token_ids, device=embeddings.weight.device))
 
 
