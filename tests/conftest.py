@@ -52,6 +52,11 @@ class Trained:
     data: Interactions
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes docs/architectures.md."""
+    parser.addoption("--architectures-table", metavar="PATH", help="write the table of architectures x checks here")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Use one thread: tiny matrices gain nothing from more, and float sums stay in one order."""

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import cast
 
 import torch
+from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -25,7 +26,8 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
         model: a causal LM, or its headless model.
 
     Returns:
-        The module that owns the input embeddings and takes `inputs_embeds`.
+        The module that owns the input embeddings and takes `inputs_embeds`, or any arguments where its code is not
+        transformers' own.
 
     Raises:
         UnsupportedModelError: the model is an encoder, an encoder-decoder, or has no such module.
@@ -46,7 +48,8 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
     for candidate in _candidates(model):
         if candidate is model or not isinstance(candidate, nn.Module):
             continue
-        if _takes_embeddings(candidate) and any(module is embeddings for module in candidate.modules()):
+        takes = is_remote(model) or _takes_embeddings(candidate)
+        if takes and any(module is embeddings for module in candidate.modules()):
             return candidate
     if model.get_output_embeddings() is None and _takes_embeddings(model):
         return model
@@ -54,6 +57,18 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
         f"the base model must have a headless backbone that takes `inputs_embeds` and owns the token embeddings, "
         f"got {type(model).__name__}, where none was found"
     )
+
+
+def is_remote(model: PreTrainedModel) -> bool:
+    """Say whether a model's code comes from outside transformers (`trust_remote_code`).
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        Whether its class is defined elsewhere.
+    """
+    return not type(model).__module__.startswith("transformers.")
 
 
 def token_embeddings(model: PreTrainedModel) -> nn.Embedding:
@@ -125,14 +140,14 @@ def embedding_scale(model: PreTrainedModel) -> float:
         model: a transformers model.
 
     Returns:
-        The standard deviation; 0.02 where the weights are not in memory (meta device, ZeRO-3).
+        The standard deviation; 0.02 where the weights are not in memory (meta device).
     """
     embeddings = token_embeddings(model)
     weight = embeddings.weight
-    if weight.is_meta or weight.numel() == 0:
+    if weight.is_meta:
         return INITIAL_SCALE
     sample = torch.arange(0, embeddings.num_embeddings, max(1, embeddings.num_embeddings // 512), device=weight.device)
-    with torch.no_grad():
+    with torch.no_grad(), gather_params_ctx(embeddings.parameters(), modifier_rank=None):  # ZeRO-3 keeps them in pieces
         scale = float(embeddings(sample).float().std())
     return scale if scale > 0 else INITIAL_SCALE
 
@@ -157,7 +172,7 @@ def embeddings_of(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
             f"prefix_token_ids and suffix_token_id must be below the vocabulary's {embeddings.num_embeddings}, "
             f"got {outside[0]}; take them from this model's own tokenizer"
         )
-    with torch.no_grad():
+    with torch.no_grad(), gather_params_ctx(embeddings.parameters(), modifier_rank=None):
         return embeddings(torch.tensor(token_ids, device=embeddings.weight.device))
 
 
@@ -191,7 +206,8 @@ def check_context(model: PreTrainedModel, num_prefix: int, num_text: int, num_su
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """Return the longest row that the model's configuration allows, or None where it names none."""
-    value = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    value = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None)  # ChatGLM2
     return int(value) if value else None
 
 

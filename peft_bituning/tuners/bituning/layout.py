@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -77,21 +78,35 @@ class RowLayout:
         padding = _expand(columns >= self.lengths.unsqueeze(1), packed)
         return packed.masked_fill(padding, fill)
 
+    def pack_ids(self, token_ids: Tensor, placeholder: int) -> Tensor:
+        """Give the token ids of packed rows.
+
+        Args:
+            token_ids: [B, T] in the caller's layout.
+            placeholder: the id at virtual tokens and padding.
+
+        Returns:
+            [B, P + T + (1 with a suffix)].
+        """
+        text = self.pack_text(token_ids, fill=placeholder)
+        return F.pad(text, (self.num_prefix, int(self.has_suffix)), value=placeholder)
+
     def pad_left(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Bring packed rows to the right edge, where generation goes on.
 
         Args:
-            packed: [B, P + T + (1 with a suffix), D], from `pack`.
+            packed: [B, P + T + (1 with a suffix), ...], from `pack` or `pack_ids`.
 
         Returns:
-            The rows with their padding first [B, W, D] and their mask [B, W], where W is the longest row's tokens.
+            The rows with their padding first [B, W, ...], zero there, and their mask [B, W], where W is the longest
+            row's tokens.
         """
         filled = self.attention_mask.sum(1)  # [B]
         width = int(filled.max())
         columns = torch.arange(width, device=packed.device) - (width - filled).unsqueeze(1)  # [B, W], < 0 is padding
         rows = _gather(packed, columns.clamp(min=0))
         real = columns >= 0
-        return rows.masked_fill(~real.unsqueeze(-1), 0), real.long()
+        return rows.masked_fill(_expand(~real, rows), 0), real.long()
 
     def text_states(self, states: Tensor) -> Tensor:
         """Take the text positions out of packed states and give them back in the caller's layout.

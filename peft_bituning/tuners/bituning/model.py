@@ -30,6 +30,7 @@ from .backbone import (
 from .config import BiTuningConfig
 from .encoders import Prefix, PrefixEncoder, build_prefix_encoder
 from .encoders.base import check_collaborative
+from .forward_pass import feed, generates_from_ids_alone, placeholder_id, run_rows
 from .keys import check_fit, without_adapter_name
 from .layer import LAYER_NAME, VirtualTokens
 from .layout import RowLayout
@@ -112,14 +113,19 @@ class BiTuningModel(BaseTuner):
         if config.pooling in ("mean", "last") and layout.num_prefix == 0 and not bool(mask.bool().any(1).all()):
             raise InputError(f"pooling={config.pooling!r} without a prefix needs at least one token in every row")
         width = self._check_context(layout)
-        outputs, states, logits = self._run(
-            layout.pack(prefix.embeddings, tokens, suffix),
-            layout.attention_mask,
-            width,
+        rows, ids = layout.pack(prefix.embeddings, tokens, suffix), self._packed_ids(layout, input_ids)
+        num_items = backbone_kwargs.pop("num_items_in_batch", None)
+        settings = {"use_cache": False, "output_hidden_states": output_hidden_states, **backbone_kwargs}
+        outputs, states, logits = run_rows(
+            self.model,
+            rows[:, :width],
+            None if ids is None else ids[:, :width],
+            layout.attention_mask[:, :width],
             with_logits=labels is not None,
-            output_hidden_states=output_hidden_states,
-            **backbone_kwargs,
+            **{key: value for key, value in settings.items() if value is not None},
         )
+        missing = rows.shape[1] - width
+        states = _pad(states, missing)
         aux_loss = None
         if prefix.router_logits is not None and prefix.router_mask is not None:
             aux_loss = load_balancing_loss(prefix.router_logits, prefix.router_mask, reduce=self.training)
@@ -132,38 +138,25 @@ class BiTuningModel(BaseTuner):
             attentions=getattr(outputs, "attentions", None),
         )
         if labels is not None and logits is not None:
+            logits = _pad(logits, missing)
             result.logits = layout.text_states(logits)
-            result.loss = self._language_model_loss(layout, logits, labels, backbone_kwargs)
+            result.loss = self._language_model_loss(layout, logits, labels, num_items)
         return result if return_dict in (None, True) else result.to_tuple()
 
-    def _run(
-        self, rows: Tensor, mask: Tensor, width: int, with_logits: bool, **kwargs: Any
-    ) -> tuple[Any, Tensor, Tensor | None]:
-        """Run the first `width` columns: the headless backbone, or the whole model where its logits are wanted."""
-        kwargs = {key: value for key, value in kwargs.items() if value is not None and key != "num_items_in_batch"}
-        kwargs.setdefault("use_cache", False)
-        kwargs |= {"inputs_embeds": rows[:, :width], "attention_mask": mask[:, :width], "return_dict": True}
-        missing = rows.shape[1] - width
-        backbone = self.backbone
-        if not with_logits:
-            outputs = backbone(**kwargs)
-            return outputs, _pad(outputs.last_hidden_state, missing), None
-        states: list[Tensor] = []
-        handle = backbone.register_forward_hook(lambda _m, _i, output: states.append(output[0]))
-        try:
-            outputs = self.model(**kwargs)
-        finally:
-            handle.remove()
-        return outputs, _pad(states[0], missing), _pad(outputs.logits, missing)
+    def _packed_ids(self, layout: RowLayout, input_ids: Tensor | None) -> Tensor | None:
+        """The ids of packed rows [B, P + T + (1 with a suffix)], where the text came as ids."""
+        return None if input_ids is None else layout.pack_ids(input_ids, placeholder_id(self.model))
 
-    def _language_model_loss(self, layout: RowLayout, logits: Tensor, labels: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _language_model_loss(
+        self, layout: RowLayout, logits: Tensor, labels: Tensor, num_items: Tensor | int | None
+    ) -> Tensor:
         """Next-token loss over the text, by the model's own loss function."""
         text = slice(layout.num_prefix, layout.num_prefix + labels.shape[1])
         return self.model.loss_function(
             logits=logits[:, text].contiguous(),
             labels=layout.pack_text(labels, fill=-100),
             vocab_size=self.model.config.get_text_config().vocab_size,
-            **{key: value for key, value in kwargs.items() if key == "num_items_in_batch" and value is not None},
+            **({} if num_items is None else {"num_items_in_batch": num_items}),
         )
 
     def _prefix(
@@ -245,7 +238,11 @@ class BiTuningModel(BaseTuner):
         )
         self._check_context(layout)
         rows, rows_mask = layout.pad_left(layout.pack(prefix.embeddings, tokens, None))
-        return generate(self.model, inputs_embeds=rows, attention_mask=rows_mask, **kwargs)
+        ids = self._packed_ids(layout, input_ids)
+        by_ids = generates_from_ids_alone(self.model)
+        with feed(self.model, rows, None if ids is None else layout.pad_left(ids)[0], by_ids) as inputs:
+            output = generate(self.model, attention_mask=rows_mask, **inputs, **kwargs)
+        return _new_tokens(output, rows.shape[1]) if by_ids else output
 
     # ------------------------------------------------------------------ adapters
 
@@ -412,6 +409,14 @@ class BiTuningModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         check_fit(adapter_name, remapped, model.state_dict())
         return remapped
+
+
+def _new_tokens(output: Any, prompt: int) -> Any:
+    """Leave the prompt out of what `generate` returned for ids."""
+    if isinstance(output, Tensor):
+        return output[:, prompt:]
+    output.sequences = output.sequences[:, prompt:]
+    return output
 
 
 def _pad(states: Tensor, columns: int) -> Tensor:

@@ -1,7 +1,10 @@
 """Virtual tokens that start from the embeddings of words."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,3 +95,27 @@ def test_an_encoder_without_a_start_says_so(make_model: Make, monkeypatch: pytes
 
     with pytest.raises(ConfigurationError, match="prefix_encoder='startless', which has no `start_from`"):
         make_model(prefix_encoder="startless", prefix_token_ids=[3])
+
+
+def test_weights_in_pieces_are_gathered(
+    make_model: Make, make_llm: Callable[..., LlamaForCausalLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed's ZeRO-3 leaves empty weights in a process, and gives them whole inside `GatheredParameters`."""
+    llm = make_llm()
+    whole = llm.get_input_embeddings().weight.data
+
+    @contextmanager
+    def gathered(parameters: Iterator[Tensor], **_: Any) -> Iterator[None]:
+        (parameter,) = parameters
+        parameter.data = whole
+        yield
+        parameter.data = whole[:0]
+
+    zero = SimpleNamespace(GatheredParameters=gathered)
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=zero))
+    monkeypatch.setattr("peft.utils.integrations.check_deepspeed_zero3_enabled", lambda: True)
+    llm.get_input_embeddings().weight.data = whole[:0]
+    layer = make_model(llm, prefix_token_ids=[5], suffix_token_id=7).base_model.model.virtual_tokens
+    assert torch.equal(layer.encoder("default").anchor, whole[[5, 5, 5]])
+    assert torch.equal(layer.suffix("default"), whole[[7]])
+    assert float(layer.encoder("default").projection.weight.std()) > 0.03  # 0.2 / sqrt(16), not the fallback
