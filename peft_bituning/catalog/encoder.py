@@ -58,17 +58,36 @@ class HistoryEncoder:
         Returns:
             The model's output and the batch it came from.
         """
+        inputs, batch = self.inputs(histories, kind, collaborative_histories)
+        return self.model(**inputs), batch
+
+    def inputs(
+        self,
+        histories: Sequence[Sequence[int]],
+        kind: str = "user",
+        collaborative_histories: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[dict[str, Tensor], HistoryBatch]:
+        """Make the model's inputs of one batch: the text, and what the recommender says of the histories.
+
+        Args:
+            histories: catalog indices in time order, one sequence a row.
+            kind: `user` or `item`.
+            collaborative_histories: see `forward`.
+
+        Returns:
+            `input_ids`, `attention_mask` [B, T] and, with a recommender, `collaborative_embeds` [B, N, C] and
+            `collaborative_mask` [B, N]; and the batch they came from.
+        """
         batch = self.collator(histories, kind, collaborative_histories).to(self.device)
-        inputs: dict[str, Tensor] = {}
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self.recommender is not None:
             embeds = self.recommender.encode(batch.item_indices, batch.item_mask)
             mask = self.recommender.encoded_mask(batch.item_indices, batch.item_mask)
             if self.max_collaborative_states is not None:
                 newer = mask.flip(1).cumsum(1).flip(1)  # real items from here to the newest [B, N]
                 mask = mask & (newer <= self.max_collaborative_states)
-            inputs = {"collaborative_embeds": embeds, "collaborative_mask": mask}
-        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **inputs)
-        return output, batch
+            inputs |= {"collaborative_embeds": embeds, "collaborative_mask": mask}
+        return inputs, batch
 
     @torch.no_grad()
     def encode(

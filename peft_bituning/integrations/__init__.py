@@ -1,0 +1,1 @@
+"""The package beside other libraries; optional, imported by no other room."""
