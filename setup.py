@@ -6,8 +6,20 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis", "ranx", "scipy", "ruff", "mypy", "pandas", "matplotlib", "gguf"]
+SENTENCE_TRANSFORMERS = "sentence-transformers>=6.2,<6.3"
 QUICKSTART = ["gguf", "matplotlib"]
+TEST = [
+    *QUICKSTART,
+    SENTENCE_TRANSFORMERS,
+    "pytest>=8",
+    "pytest-timeout",
+    "hypothesis",
+    "ranx",
+    "scipy",
+    "ruff",
+    "mypy",
+    "pandas",
+]
 
 setup(
     name="peft_bituning",
@@ -30,7 +42,7 @@ setup(
         "huggingface_hub>=1,<2.5",
         "numpy>=2,<2.5",
     ],
-    extras_require={"test": TEST, "quickstart": QUICKSTART},
+    extras_require={"test": TEST, "quickstart": QUICKSTART, "sentence-transformers": [SENTENCE_TRANSFORMERS]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

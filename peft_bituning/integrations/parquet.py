@@ -1,0 +1,61 @@
+"""Embeddings as a parquet file, for any vector database."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset, Features, List, Value
+
+from ..serving.recommender import LaserRecommender
+
+
+def export_embeddings(
+    recommender: LaserRecommender,
+    path: str | Path,
+    histories: Mapping[str, Sequence[str]] | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+) -> None:
+    """Write one row an item of the catalog, or one a user: the id, the embedding and what made it.
+
+    Columns: `id`, `embedding` (D float32 of length 1: their inner product is the score), `base_model`,
+    `base_model_revision`, `item_table` (the checksum of the item table: embeddings of users and items fit each other
+    where it is the same).
+
+    Args:
+        recommender: a trained recommender.
+        path: the file.
+        histories: item ids in time order by user id; None exports the catalog.
+        batch_size: users a forward pass.
+        show_progress_bar: show one.
+
+    Raises:
+        UnknownItemError: an id is not in the catalog.
+    """
+    if histories is None:
+        ids = list(recommender.items.item_ids)
+        embeddings = recommender.table.embeddings.cpu().numpy()
+    else:
+        ids = list(histories)
+        embeddings = recommender.encode_users(
+            [list(histories[user]) for user in ids],
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            normalize_embeddings=True,
+        )
+    made_by = {
+        "base_model": recommender.base.name,
+        "base_model_revision": recommender.base.revision,
+        "item_table": recommender.table.checksum(),
+    }
+    features = Features(
+        {
+            "id": Value("string"),
+            "embedding": List(Value("float32"), length=embeddings.shape[1]),
+            **{name: Value("string") for name in made_by},
+        }
+    )
+    columns = {"id": ids, "embedding": embeddings, **{name: [value] * len(ids) for name, value in made_by.items()}}
+    temporary = Path(f"{path}.partial")
+    Dataset.from_dict(columns, features=features).to_parquet(str(temporary))
+    os.replace(temporary, path)
