@@ -118,4 +118,4 @@ def test_weights_in_pieces_are_gathered(
     layer = make_model(llm, prefix_token_ids=[5], suffix_token_id=7).base_model.model.virtual_tokens
     assert torch.equal(layer.encoder("default").anchor, whole[[5, 5, 5]])
     assert torch.equal(layer.suffix("default"), whole[[7]])
-    assert float(layer.encoder("default").projection.weight.std()) > 0.03  # 0.2 / sqrt(16), not the fallback
+    assert float(layer.encoder("default").projection.weight.detach().std()) > 0.03  # 0.2 / sqrt(16), not the fallback
