@@ -115,14 +115,15 @@ class BiTuningModel(BaseTuner):
         width = self._check_context(layout)
         rows, ids = layout.pack(prefix.embeddings, tokens, suffix), self._packed_ids(layout, input_ids)
         num_items = backbone_kwargs.pop("num_items_in_batch", None)
-        settings = {"use_cache": False, "output_hidden_states": output_hidden_states, **backbone_kwargs}
+        settings = {"output_hidden_states": output_hidden_states, **backbone_kwargs}
+        settings = {key: value for key, value in settings.items() if value is not None}
         outputs, states, logits = run_rows(
             self.model,
             rows[:, :width],
             None if ids is None else ids[:, :width],
             layout.attention_mask[:, :width],
             with_logits=labels is not None,
-            **{key: value for key, value in settings.items() if value is not None},
+            **{"use_cache": False, **settings},
         )
         missing = rows.shape[1] - width
         states = _pad(states, missing)
