@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class LaserRecommender:
             UnknownItemError: an id is not in the catalog.
             ConfigurationError: k below 1, or an unknown `on_unknown`.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
             raise ConfigurationError(f"k must be an integer >= 1, got {k!r}")
         indices = self._indices(histories, on_unknown)
         allowed = None if candidates is None else self.items.indices_of(_strings(candidates, "candidates"))
@@ -246,7 +247,7 @@ class LaserRecommender:
     def _encode(
         self, indices: Sequence[Sequence[int]], kind: str, batch_size: int, progress: bool, normalize_embeddings: bool
     ) -> Tensor:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
             raise ConfigurationError(f"batch_size must be an integer >= 1, got {batch_size!r}")
         if not indices:
             return torch.zeros(0, self.table.embeddings.shape[1])

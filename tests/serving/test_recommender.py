@@ -100,6 +100,12 @@ def test_ids_are_strings_and_stay_so(trained, loaded) -> None:
     assert loaded.recommend([[8]], k=3) == loaded.recommend([["8"]], k=3)
 
 
+def test_numbers_may_come_from_numpy(trained) -> None:
+    recommender = trained.recommender
+    found = recommender.recommend([HISTORY], k=np.int64(3), batch_size=np.int32(2))
+    assert found == recommender.recommend([HISTORY], k=3)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
