@@ -62,7 +62,7 @@ def feed(model: PreTrainedModel, rows: Tensor, ids: Tensor | None, by_ids: bool)
         model: a transformers model.
         rows: packed rows [B, W, D].
         ids: their token ids [B, W], a placeholder where a virtual token stands; None where the text came as
-            embeddings.
+            embeddings, or the model needs none.
         by_ids: whether the model needs ids, see `reads_token_ids` and `generates_from_ids_alone`.
 
     Yields:

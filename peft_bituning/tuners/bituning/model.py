@@ -30,7 +30,7 @@ from .backbone import (
 from .config import BiTuningConfig
 from .encoders import Prefix, PrefixEncoder, build_prefix_encoder
 from .encoders.base import check_collaborative
-from .forward_pass import feed, generates_from_ids_alone, placeholder_id, run_rows
+from .forward_pass import feed, generates_from_ids_alone, placeholder_id, reads_token_ids, run_rows
 from .keys import check_fit, without_adapter_name
 from .layer import LAYER_NAME, VirtualTokens
 from .layout import RowLayout
@@ -113,7 +113,8 @@ class BiTuningModel(BaseTuner):
         if config.pooling in ("mean", "last") and layout.num_prefix == 0 and not bool(mask.bool().any(1).all()):
             raise InputError(f"pooling={config.pooling!r} without a prefix needs at least one token in every row")
         width = self._check_context(layout)
-        rows, ids = layout.pack(prefix.embeddings, tokens, suffix), self._packed_ids(layout, input_ids)
+        rows = layout.pack(prefix.embeddings, tokens, suffix)
+        ids = self._packed_ids(layout, input_ids) if reads_token_ids(self.model) else None
         num_items = backbone_kwargs.pop("num_items_in_batch", None)
         settings = {"output_hidden_states": output_hidden_states, **backbone_kwargs}
         settings = {key: value for key, value in settings.items() if value is not None}
@@ -239,8 +240,8 @@ class BiTuningModel(BaseTuner):
         )
         self._check_context(layout)
         rows, rows_mask = layout.pad_left(layout.pack(prefix.embeddings, tokens, None))
-        ids = self._packed_ids(layout, input_ids)
         by_ids = generates_from_ids_alone(self.model)
+        ids = self._packed_ids(layout, input_ids) if by_ids else None
         with feed(self.model, rows, None if ids is None else layout.pad_left(ids)[0], by_ids) as inputs:
             output = generate(self.model, attention_mask=rows_mask, **inputs, **kwargs)
         return _new_tokens(output, rows.shape[1]) if by_ids else output

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 97
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -46,7 +46,7 @@ class Architecture:
     def build(self, seed: int = 0) -> PreTrainedModel:
         """Make the model, the same weights for the same seed."""
         torch.manual_seed(seed)
-        config = AutoConfig.for_model(self.model_type, **(_SIZES | self.sizes))
+        config = AutoConfig.for_model(self.model_type, **(SIZES | self.sizes))
         return AutoModelForCausalLM.from_config(config).eval()
 
 

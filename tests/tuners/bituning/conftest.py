@@ -11,6 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_bituning import BiTuningConfig
 
+from .architectures import SIZES
+
 TINY: dict[str, Any] = {
     "num_virtual_tokens": 3,
     "collaborative_dim": 6,
@@ -33,20 +35,7 @@ def make_llm() -> Callable[..., LlamaForCausalLM]:
 
     def make(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
         torch.manual_seed(seed)
-        sizes: dict[str, Any] = {
-            "vocab_size": 97,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 64,
-            "initializer_range": 0.2,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
-        }
-        return LlamaForCausalLM(LlamaConfig(**(sizes | changes))).eval()
+        return LlamaForCausalLM(LlamaConfig(**(SIZES | changes))).eval()
 
     return make
 
