@@ -11,6 +11,7 @@ QUICKSTART = ["gguf", "matplotlib"]
 TEST = [
     *QUICKSTART,
     SENTENCE_TRANSFORMERS,
+    "bitsandbytes>=0.50,<0.51",
     "pytest>=8",
     "pytest-timeout",
     "hypothesis",

@@ -42,7 +42,7 @@ def embeddings() -> Precomputed:
 def train(
     few: Interactions, embeddings: Precomputed, tiny_base: Callable[[], BaseModel], tmp_path: Path
 ) -> Callable[..., LaserRecommender]:
-    """Return a runner: the adapter as `adapter={...}`, the ID recommender as `known`, settings of the run by name."""
+    """Return a runner: `adapter={...}`, the ID recommender as `known`, settings of the run by name."""
 
     def run(
         folder: str = "output",
@@ -50,6 +50,7 @@ def train(
         known: Any = "embeddings",
         data: Any = None,
         items: Any = None,
+        base: Any = None,
         **changes: Any,
     ) -> LaserRecommender:
         settings: dict[str, Any] = {
@@ -65,7 +66,7 @@ def train(
         return fit(
             few if data is None else data,
             items,
-            tiny_base(),
+            base or tiny_base(),
             BiTuningConfig(**{**SMALL, **(adapter or {})}),
             LaserArguments(output_dir=str(tmp_path / folder), **{**settings, **changes}),
             embeddings if known == "embeddings" else known,

@@ -13,6 +13,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 from matplotlib import image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from peft_bituning.base_models import load_base_model
 from peft_bituning.data import PRESETS
@@ -324,6 +325,22 @@ class _Notebook(GeneralTracker):
 
     def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
         self.rows.append((step or 0, values))
+
+
+def test_a_4_bit_base(train: Train, tiny_base_folder: Path, tmp_path: Path) -> None:
+    """A folder of 4-bit weights trains; the catalog is encoded without gradients before the first update."""
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path / tiny_base_folder.name
+    AutoModelForCausalLM.from_pretrained(
+        tiny_base_folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True), device_map="cpu"
+    ).save_pretrained(folder)
+    load_base_model(tiny_base_folder).tokenizer.save_pretrained(folder)
+    recommender = train(base=folder, stage1_epochs=4, learning_rate=5e-3)
+    losses = [epoch["train_loss"] for epoch in _results(tmp_path / "output")["epochs"]]
+    assert losses[-1] < losses[0]
+    again = LaserRecommender.from_pretrained(tmp_path / "output", base_model=folder)
+    histories = [["i1", "i8"], ["i9"]]
+    assert np.array_equal(again.encode_users(histories), recommender.encode_users(histories))
 
 
 def test_tracker(train: Train, tmp_path: Path) -> None:

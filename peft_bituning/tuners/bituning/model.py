@@ -35,6 +35,7 @@ from .keys import check_fit, without_adapter_name
 from .layer import LAYER_NAME, VirtualTokens
 from .layout import RowLayout
 from .outputs import BiTuningOutput
+from .quantization import keep_differentiable
 
 
 class BiTuningModel(BaseTuner):
@@ -315,6 +316,7 @@ class BiTuningModel(BaseTuner):
         layer.check_name(adapter_name, encoder)
         if not hasattr(model, LAYER_NAME):
             model.requires_grad_(False)
+            keep_differentiable(model)
             model.add_module(LAYER_NAME, layer)
             self._layer.set_adapter([adapter_name])
         self._layer.add(adapter_name, encoder, suffix)
