@@ -14,5 +14,5 @@ def keep_differentiable(model: nn.Module) -> None:
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
             module.state_dict()  # bitsandbytes unpacks the weights in place before it saves them
