@@ -121,6 +121,7 @@ class HistoryEncoder:
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         world, rank = _processes() if distributed else (1, 0)
         mine = batches[rank::world]
+        idle = -(-len(batches) // world) - len(mine) if hasattr(self.model, "unshard") else 0
         rows: list[int] = []
         parts: list[Tensor] = []
         try:
@@ -133,6 +134,8 @@ class HistoryEncoder:
                     parts.append(output["pooler_output"].float().cpu())
                     rows.extend(batch)
                     bar.update(len(batch))
+                for batch in batches[:idle]:  # FSDP2: a forward pass gathers weights from all processes
+                    self.forward([histories[row] for row in batch], kind)
         finally:
             self.model.train(was_training)
         if world > 1:

@@ -19,6 +19,7 @@ from ..tuners.bituning import BiTuningOutput
 from ..tuners.bituning.encoders.mformer import row_scores
 from .arguments import LaserArguments
 from .batches import share_of
+from .sharding import average_gradients
 
 AFTER_NON_FINITE = (
     "The last checkpoint is from before and stays; lower learning_rate or max_grad_norm, or use bfloat16 or float32, "
@@ -113,6 +114,7 @@ class UpdateLoop:
         total = contrastive_loss + self.aux_loss_coef * aux_loss
         if not _is_finite(total):
             raise NonFiniteLossError(self._explain(where, contrastive_loss, aux_loss))
+        average_gradients(accelerator, self.model)
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
         grad_norm = float(norm) if norm is not None else 0.0
         if not _is_finite(grad_norm) and accelerator.scaler is None:

@@ -28,6 +28,7 @@ from .checkpoint import (
 )
 from .loop import AFTER_NON_FINITE, UpdateLoop
 from .ranking import rank_users
+from .sharding import prepare_model
 from .stage_result import ItemSide, StageResult, Weights
 from .state import RunningMeans, TrainingState
 
@@ -84,7 +85,7 @@ class TwoStageTraining:
         self._saved: Checkpoint | None = None
         self._loop: UpdateLoop | None = None
         # Prepared before anything is encoded: mixed precision then holds for every item table, resumed or not.
-        self._prepared: torch.nn.Module = accelerator.prepare(model)
+        self._prepared = prepare_model(accelerator, model)
         self._started = time.perf_counter()
 
     # ------------------------------------------------------------------ stages
@@ -255,7 +256,7 @@ class TwoStageTraining:
         updates = -(-len(self._epoch_samples(0)) // self.rows_per_update)
         optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=arguments.weight_decay)
         self.accelerator.free_memory()  # it would unscale the gradients of stage 1's optimizer too (fp16)
-        optimizer = self.accelerator.prepare(optimizer)
+        optimizer = self.accelerator.prepare_optimizer(optimizer)
         encoder = HistoryEncoder(
             self._prepared,
             self.encoder.collator,

@@ -1,6 +1,10 @@
 """transformers' Trainer makes the loop's updates."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -20,6 +25,8 @@ from peft_bituning.training import LaserArguments
 from peft_bituning.training.batches import share_of
 from peft_bituning.training.loop import UpdateLoop
 
+SCRIPT = Path(__file__).with_name("trainer_processes.py")
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs" / "accelerate"
 RATE, ROWS, ACCUMULATION = 1e-2, 4, 2
 
 
@@ -138,3 +145,37 @@ def test_the_loss_by_itself(trained, tiny_base, samples: list[Sample]) -> None:
     torch.testing.assert_close(CatalogLoss(table, 0.1, 0.3)(output, labels), expected)
     torch.testing.assert_close(CatalogLoss(table, 0.1, 0.3)(output, labels, 6), expected / 2)
     torch.testing.assert_close(CatalogLoss(table, 0.1, 0.3, chunk_size=5)(output, labels), expected)
+
+
+@pytest.fixture(scope="module")
+def folders(trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Train on one process and on two, four rows an update."""
+    root = tmp_path_factory.mktemp("trainer")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"}
+    started = []
+    for kind in ("one", "ddp", "fsdp2"):
+        settings = ["--num_processes", "1", "--cpu"]
+        if kind != "one":
+            settings = ["--config_file", str(CONFIGS / f"{kind}.yaml"), "--main_process_port", "0"]
+        rows = ROWS if kind == "one" else ROWS // 2
+        places = [str(path) for path in (trained.folder, trained.base_folder, root / kind)]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *settings, str(SCRIPT), *places, str(rows)]
+        log = (root / f"{kind}.log").open("w")
+        started.append((kind, subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
+    for kind, process in started:
+        assert process.wait(timeout=240) == 0, (root / f"{kind}.log").read_text()[-3000:]
+    return {kind: root / kind for kind, _ in started}
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes(folders: dict[str, Path], kind: str) -> None:
+    """Launched with the configurations that are shipped; the adapter is saved whole."""
+    one, two = (json.loads((folders[each] / "losses.json").read_text()) for each in ("one", kind))
+    assert len(one) == 3 and one == pytest.approx(two, abs=1e-5)
+    sharded = json.loads((folders[kind] / "sharded.json").read_text())
+    assert any("q_proj" in name for name in sharded) == (kind == "fsdp2")
+    one, two = (load_file(folders[each] / "adapter_model.safetensors") for each in ("one", kind))
+    assert one.keys() == two.keys()
+    for name in one:
+        if "key.bias" not in name:  # whose gradient is rounding alone
+            torch.testing.assert_close(one[name], two[name], atol=1e-3, rtol=0, msg=name)

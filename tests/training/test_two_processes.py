@@ -1,4 +1,4 @@
-"""Two processes train as one does at the same global batch."""
+"""Two processes train as one does at the same global batch, launched with the configurations that are shipped."""
 
 import json
 import os
@@ -14,78 +14,93 @@ from safetensors.torch import load_file
 from peft_bituning import LaserRecommender
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs" / "accelerate"
+KINDS = ["ddp", "fsdp2"]
+Folders = dict[str, Path]
+Results = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> dict[int, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Folders:
     """Train on one process and on two, four rows an update."""
     root = tmp_path_factory.mktemp("processes")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"}
     started = []
-    for count in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if count == 2 else []
-        command = [
-            sys.executable,
-            *launcher,
-            str(SCRIPT),
-            str(tiny_base_folder),
-            str(root / str(count)),
-            str(4 // count),
-        ]
-        log = (root / f"{count}.log").open("w")
-        started.append((count, subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
-    for count, process in started:
-        assert process.wait(timeout=240) == 0, (root / f"{count}.log").read_text()[-3000:]
-    return {count: root / str(count) for count in (1, 2)}
+    for kind in ("one", *KINDS):
+        settings = ["--num_processes", "1", "--cpu"]
+        if kind in KINDS:
+            settings = ["--config_file", str(CONFIGS / f"{kind}.yaml"), "--main_process_port", "0"]
+        rows = 2 if kind in KINDS else 4
+        places = [str(tiny_base_folder), str(root / kind)]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *settings, str(SCRIPT), *places, str(rows)]
+        log = (root / f"{kind}.log").open("w")
+        started.append((kind, subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
+    for kind, process in started:
+        assert process.wait(timeout=240) == 0, (root / f"{kind}.log").read_text()[-3000:]
+    return {kind: root / kind for kind, _ in started}
 
 
 @pytest.fixture(scope="module")
-def results(folders: dict[int, Path]) -> dict[int, dict[str, Any]]:
-    return {count: json.loads((folder / "results.json").read_text()) for count, folder in folders.items()}
+def results(folders: Folders) -> Results:
+    return {kind: json.loads((folder / "results.json").read_text()) for kind, folder in folders.items()}
 
 
-def test_two_were_at_work(results: dict[int, dict[str, Any]], folders: dict[int, Path]) -> None:
-    assert results[1]["settings"]["processes"] == 1
-    assert results[2]["settings"]["processes"] == 2
-    alone = json.loads((folders[1] / "encoded-0.json").read_text())
-    shares = [json.loads((folders[2] / f"encoded-{rank}.json").read_text()) for rank in (0, 1)]
+def _shares(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("process-*.json"))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_were_at_work(results: Results, folders: Folders, kind: str) -> None:
+    assert results["one"]["settings"]["processes"] == 1
+    assert results[kind]["settings"]["processes"] == 2
+    (alone,), shares = _shares(folders["one"]), _shares(folders[kind])
     tables = 4  # the untrained mean, the untrained suffix, which is the first epoch's, and the second epoch's
     assert alone["item"] == 11 * (tables - 1)
-    for kind in ("item", "user"):
-        assert sum(share[kind] for share in shares) == alone[kind]
-        assert all(share[kind] >= 0.35 * alone[kind] for share in shares)
+    for each in ("item", "user"):
+        # Sharded weights: a process without a batch repeats one, for the other's sake.
+        assert sum(share[each] for share in shares) == alone[each] or kind == "fsdp2"
+        assert all(share[each] >= 0.35 * alone[each] for share in shares)
 
 
-def test_losses(results: dict[int, dict[str, Any]]) -> None:
-    one, two = results[1]["log_history"], results[2]["log_history"]
+def test_frozen_weights_are_sharded(folders: Folders) -> None:
+    assert [share["frozen"] for share in _shares(folders["ddp"])] == [1.0, 1.0]
+    assert [share["frozen"] for share in _shares(folders["fsdp2"])] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses(results: Results, kind: str) -> None:
+    one, two = results["one"]["log_history"], results[kind]["log_history"]
     assert len(one) == len(two) == 3 * 4
     for left, right in zip(one, two, strict=True):
         assert {**left, "grad_norm": 0} == pytest.approx({**right, "grad_norm": 0}, abs=1e-5, rel=1e-5)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
 
 
-def test_last_update_has_fewer_rows_than_processes(results: dict[int, dict[str, Any]]) -> None:
-    assert results[2]["dataset"]["users"] == 13
-    tokens = [record["tokens"] for record in results[2]["log_history"]]
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_update_has_fewer_rows_than_processes(results: Results, kind: str) -> None:
+    assert results[kind]["dataset"]["users"] == 13
+    tokens = [record["tokens"] for record in results[kind]["log_history"]]
     assert min(tokens) < 0.5 * max(tokens)  # one row in place of four
 
 
-def test_metrics(results: dict[int, dict[str, Any]]) -> None:
-    for left, right in zip(results[1]["rows"], results[2]["rows"], strict=True):
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics(results: Results, kind: str) -> None:
+    for left, right in zip(results["one"]["rows"], results[kind]["rows"], strict=True):
         for mode in ("unfiltered", "filtered"):
             assert left["test"][mode] == pytest.approx(right["test"][mode], abs=1e-5)
-    for left, right in zip(results[1]["epochs"], results[2]["epochs"], strict=True):
+    for left, right in zip(results["one"]["epochs"], results[kind]["epochs"], strict=True):
         assert left["expert_load"] == pytest.approx(right["expert_load"], abs=1e-9)
         assert left["valid"]["unfiltered"] == pytest.approx(right["valid"]["unfiltered"], abs=1e-5)
 
 
-def test_weights(folders: dict[int, Path], tiny_base_folder: Path) -> None:
-    one, two = (load_file(folders[count] / "adapter_model.safetensors") for count in (1, 2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights(folders: Folders, tiny_base_folder: Path, kind: str) -> None:
+    one, two = (load_file(folders[each] / "adapter_model.safetensors") for each in ("one", kind))
     assert one.keys() == two.keys()
     # The gradient of a key's bias is zero but for rounding, of which AdamW makes steps that no embedding sees.
     biases = {name for name in one if "key.bias" in name}
     assert max(float((one[name] - two[name]).abs().max()) for name in one.keys() - biases) < 1e-3
-    recommender = LaserRecommender.from_pretrained(folders[1], base_model=tiny_base_folder, device="cpu")
+    recommender = LaserRecommender.from_pretrained(folders["one"], base_model=tiny_base_folder, device="cpu")
     histories = [[item_id] for item_id in recommender.items.item_ids]
     before = recommender.encode_users(histories)
     theirs = {name.replace("bituning_prefix", "bituning_prefix.default"): two[name] for name in biases}

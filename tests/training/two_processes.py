@@ -1,6 +1,6 @@
-"""Train on one or more processes: `torchrun --nproc_per_node N two_processes.py BASE_MODEL OUTPUT BATCH_SIZE`.
+"""Train on one or more processes: `accelerate launch --config_file ... two_processes.py BASE_MODEL OUTPUT BATCH_SIZE`.
 
-Each process writes how many items and users it encoded itself.
+Each process writes how many items and users it encoded itself, and its share of the frozen weights.
 """
 
 import json
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 from peft_bituning import BiTuningConfig
 from peft_bituning.catalog.encoder import HistoryEncoder
@@ -21,6 +24,9 @@ from peft_bituning.training import LaserArguments, fit
 def main(base_model: str, folder: Path, batch_size: int) -> None:
     """Train two epochs of stage 1 and one of stage 2 on 13 rows, four an update: the last update has one row."""
     torch.set_num_threads(1)
+    if os.environ.get("ACCELERATE_USE_FSDP"):  # which accelerate shards on accelerators alone: let a CPU pass for one
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     encoded = {"user": 0, "item": 0}
     forward = HistoryEncoder.forward
 
@@ -53,8 +59,11 @@ def main(base_model: str, folder: Path, batch_size: int) -> None:
         logging_steps=1,
         disable_tqdm=True,
     )
-    fit(data, base_model=base_model, config=config, arguments=arguments, recommender=Precomputed(embeddings))
-    (folder / f"encoded-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(encoded))
+    found = fit(data, base_model=base_model, config=config, arguments=arguments, recommender=Precomputed(embeddings))
+    frozen = [each for name, each in found.model.named_parameters() if "bituning_" not in name]
+    here = sum((each.to_local() if isinstance(each, DTensor) else each).numel() for each in frozen)
+    share = here / sum(each.numel() for each in frozen)
+    (folder / f"process-{os.environ.get('RANK', '0')}.json").write_text(json.dumps({**encoded, "frozen": share}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The headless part of a language model: what turns token embeddings into hidden states."""
 
 import inspect
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import cast
 
 import torch
@@ -147,8 +148,8 @@ def embedding_scale(model: PreTrainedModel) -> float:
     if weight.is_meta:
         return INITIAL_SCALE
     sample = torch.arange(0, embeddings.num_embeddings, max(1, embeddings.num_embeddings // 512), device=weight.device)
-    with torch.no_grad(), gather_params_ctx(embeddings.parameters(), modifier_rank=None):  # ZeRO-3 keeps them in pieces
-        scale = float(embeddings(sample).float().std())
+    with torch.no_grad(), _whole(embeddings):
+        scale = float(embeddings.forward(sample).float().std())
     return scale if scale > 0 else INITIAL_SCALE
 
 
@@ -172,8 +173,8 @@ def embeddings_of(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
             f"prefix_token_ids and suffix_token_id must be below the vocabulary's {embeddings.num_embeddings}, "
             f"got {outside[0]}; take them from this model's own tokenizer"
         )
-    with torch.no_grad(), gather_params_ctx(embeddings.parameters(), modifier_rank=None):
-        return embeddings(torch.tensor(token_ids, device=embeddings.weight.device))
+    with torch.no_grad(), _whole(embeddings):
+        return embeddings.forward(torch.tensor(token_ids, device=embeddings.weight.device))
 
 
 def eos_token_id(model: PreTrainedModel) -> int | None:
@@ -209,6 +210,21 @@ def max_positions(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config()
     value = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None)  # ChatGLM2
     return int(value) if value else None
+
+
+@contextmanager
+def _whole(module: nn.Module) -> Iterator[None]:
+    """Put a module's weights together where ZeRO-3 or FSDP2 keeps them in pieces; call its `forward`, not its hooks."""
+    unshard, reshard = getattr(module, "unshard", None), getattr(module, "reshard", None)
+    with gather_params_ctx(module.parameters(), modifier_rank=None):
+        if unshard is None or reshard is None:
+            yield
+            return
+        unshard()
+        try:
+            yield
+        finally:
+            reshard()
 
 
 def _candidates(model: PreTrainedModel) -> list[object]:

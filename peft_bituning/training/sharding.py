@@ -1,0 +1,63 @@
+"""Frozen weights in shards on several devices (FSDP2), around an adapter that stays whole on each of them."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from peft import PeftModel
+from torch import nn
+
+from ..errors import ConfigurationError
+from ..tuners.bituning.layer import VirtualTokens
+
+
+def prepare_model(accelerator: Accelerator, model: PeftModel) -> nn.Module:
+    """Hand a model over to accelerate.
+
+    Args:
+        accelerator: of one process, DDP, or FSDP2.
+        model: a PEFT model with a Bi-Tuning adapter.
+
+    Returns:
+        The model as accelerate runs it. Under FSDP2 the frozen weights are sharded in place, and the adapter is not:
+        it is small, and saved and loaded as everywhere else.
+
+    Raises:
+        ConfigurationError: FSDP1, or weights that only the first process loads, or DeepSpeed.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ConfigurationError(
+            "distributed_type must be NO, MULTI_GPU, MULTI_CPU or FSDP (version 2) for fit, got DEEPSPEED; take "
+            "examples/configs/accelerate/fsdp2.yaml, or transformers.Trainer, which runs under DeepSpeed"
+        )
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return accelerator.prepare(model)
+    plugin = accelerator.state.fsdp_plugin
+    if not accelerator.is_fsdp2:
+        raise ConfigurationError("fsdp_version must be 2, got 1; take examples/configs/accelerate/fsdp2.yaml")
+    if plugin.cpu_ram_efficient_loading:
+        raise ConfigurationError(
+            "fsdp_cpu_ram_efficient_loading must be false, got true: every process draws the adapter's first weights "
+            "from the base model's embeddings; take examples/configs/accelerate/fsdp2.yaml"
+        )
+    plugin.ignored_modules = [module for module in model.modules() if isinstance(module, VirtualTokens)]
+    # accelerate takes no model alone under FSDP2; every stage makes an optimizer of its own later.
+    prepared, _ = accelerator.prepare(model, torch.optim.SGD(_trainable(model), lr=0.0))
+    return prepared
+
+
+def average_gradients(accelerator: Accelerator, model: nn.Module) -> None:
+    """Take the mean of the adapter's gradients over the processes where FSDP2 does not, as DDP does.
+
+    Args:
+        accelerator: of any kind of run.
+        model: the model as `prepare_model` returned it, after the last backward pass of an update.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    for parameter in _trainable(model):
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = accelerator.reduce(gradient, reduction="mean")
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

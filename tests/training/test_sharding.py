@@ -1,0 +1,28 @@
+"""Kinds of distributed runs that `fit` refuses; tests/training/test_two_processes.py runs those that it takes."""
+
+from types import SimpleNamespace
+
+import pytest
+from accelerate.utils import DistributedType
+from torch import nn
+
+from peft_bituning.errors import ConfigurationError
+from peft_bituning.training.sharding import prepare_model
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "efficient", "message"),
+    [
+        ("DEEPSPEED", 0, False, "got DEEPSPEED; take examples/configs/accelerate/fsdp2.yaml, or transformers.Trainer"),
+        ("FSDP", 1, False, "fsdp_version must be 2, got 1"),
+        ("FSDP", 2, True, "fsdp_cpu_ram_efficient_loading must be false, got true"),
+    ],
+)
+def test_refused(kind: str, version: int, efficient: bool, message: str) -> None:
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType[kind],
+        is_fsdp2=version == 2,
+        state=SimpleNamespace(fsdp_plugin=SimpleNamespace(cpu_ram_efficient_loading=efficient)),
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        prepare_model(accelerator, nn.Linear(1, 1))  # type: ignore[arg-type]
