@@ -1,6 +1,7 @@
 """transformers' Trainer makes the loop's updates."""
 
 import copy
+import importlib.util
 import json
 import os
 import subprocess
@@ -26,7 +27,8 @@ from peft_bituning.training.batches import share_of
 from peft_bituning.training.loop import UpdateLoop
 
 SCRIPT = Path(__file__).with_name("trainer_processes.py")
-CONFIGS = Path(__file__).parents[2] / "examples" / "configs" / "accelerate"
+ROOT = Path(__file__).parents[2]
+NO_DEEPSPEED = importlib.util.find_spec("deepspeed") is None
 RATE, ROWS, ACCUMULATION = 1e-2, 4, 2
 
 
@@ -151,29 +153,34 @@ def test_the_loss_by_itself(trained, tiny_base, samples: list[Sample]) -> None:
 def folders(trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Train on one process and on two, four rows an update."""
     root = tmp_path_factory.mktemp("trainer")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
     started = []
-    for kind in ("one", "ddp", "fsdp2"):
+    for kind in ("one", "ddp", "fsdp2", "zero3"):
+        if kind == "zero3" and NO_DEEPSPEED:
+            continue
         settings = ["--num_processes", "1", "--cpu"]
         if kind != "one":
-            settings = ["--config_file", str(CONFIGS / f"{kind}.yaml"), "--main_process_port", "0"]
+            settings = ["--config_file", f"examples/configs/accelerate/{kind}.yaml", "--main_process_port", "0"]
         rows = ROWS if kind == "one" else ROWS // 2
         places = [str(path) for path in (trained.folder, trained.base_folder, root / kind)]
         command = [sys.executable, "-m", "accelerate.commands.launch", *settings, str(SCRIPT), *places, str(rows)]
         log = (root / f"{kind}.log").open("w")
-        started.append((kind, subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
+        own = environment | ({} if kind == "zero3" else {"ACCELERATE_USE_CPU": "1"})
+        started.append((kind, subprocess.Popen(command, env=own, stdout=log, stderr=log, cwd=ROOT)))
     for kind, process in started:
         assert process.wait(timeout=240) == 0, (root / f"{kind}.log").read_text()[-3000:]
     return {kind: root / kind for kind, _ in started}
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "kind", ["ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.skipif(NO_DEEPSPEED, reason="needs deepspeed"))]
+)
 def test_two_processes(folders: dict[str, Path], kind: str) -> None:
     """Launched with the configurations that are shipped; the adapter is saved whole."""
     one, two = (json.loads((folders[each] / "losses.json").read_text()) for each in ("one", kind))
-    assert len(one) == 3 and one == pytest.approx(two, abs=1e-5)
+    assert len(one) == 3 and one == pytest.approx(two, abs=1e-4)
     sharded = json.loads((folders[kind] / "sharded.json").read_text())
-    assert any("q_proj" in name for name in sharded) == (kind == "fsdp2")
+    assert any("q_proj" in name for name in sharded) == (kind != "ddp")
     one, two = (load_file(folders[each] / "adapter_model.safetensors") for each in ("one", kind))
     assert one.keys() == two.keys()
     for name in one:

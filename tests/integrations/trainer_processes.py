@@ -45,10 +45,14 @@ def main(trained: Path, base_model: Path, folder: Path, rows: int) -> None:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not os.environ.get("ACCELERATE_USE_DEEPSPEED"),
     )
-    if os.environ.get("ACCELERATE_USE_FSDP"):  # which accelerate shards on accelerators alone: let a CPU pass for one
+    # accelerate shards weights on accelerators alone: let a CPU pass for one.
+    if os.environ.get("ACCELERATE_USE_FSDP"):
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED"):
+        rank = int(os.environ["RANK"])
+        PartialState._shared_state.update(num_processes=2, process_index=rank, local_process_index=rank)
     samples = LeaveOneOut(histories).samples("valid")
     trainer = Trainer(model, arguments, SampleCollator(encoder), samples, compute_loss_func=CatalogLoss(table))
     trainer.train()
@@ -56,7 +60,9 @@ def main(trained: Path, base_model: Path, folder: Path, rows: int) -> None:
     if trainer.is_world_process_zero():
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         (folder / "losses.json").write_text(json.dumps(losses))
-        sharded = [name for name, value in model.named_parameters() if isinstance(value, DTensor)]
+        sharded = [
+            name for name, value in model.named_parameters() if isinstance(value, DTensor) or hasattr(value, "ds_id")
+        ]
         (folder / "sharded.json").write_text(json.dumps(sharded))
 
 

@@ -1,8 +1,7 @@
 """The prefix encoder interface and its registry."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,8 @@ from ....errors import ConfigurationError, InputError
 from ..config import BiTuningConfig
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """What a prefix encoder returns.
+class Prefix(NamedTuple):
+    """What a prefix encoder returns; a tuple, as DeepSpeed's hooks find the tensors of no other class.
 
     Args:
         embeddings: the prefix tokens [B, P, D]; None where P is 0.
