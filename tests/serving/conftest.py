@@ -176,8 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _find(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         history = self.server.commits.get(repo_id)
-        if not history:
+        if history is None:
             return None
+        if not history and revision == "main":
+            return "0" * 40, {}
         name = next(reversed(history)) if revision == "main" else revision
         return (name, history[name]) if name in history else None
 

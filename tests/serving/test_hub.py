@@ -52,6 +52,31 @@ print(json.dumps({
 }))
 """
 
+PUSH_ADAPTER = """
+import sys
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+from peft_bituning import BiTuningConfig
+base, repo, task, target = sys.argv[1:]
+llm = AutoModelForCausalLM.from_pretrained(base)
+config = BiTuningConfig(prefix_encoder="linear", collaborative_dim=4, num_virtual_tokens=2, task_type=task)
+model = get_peft_model(llm, config).eval()
+model.push_to_hub(repo)
+torch.save(model(torch.tensor([[5, 6]]), collaborative_embeds=torch.ones(1, 1, 4)).pooler_output, target)
+"""
+PULL_ADAPTER = """
+import sys
+import torch
+import peft_bituning
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base, repo, target = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), repo)
+found = model(torch.tensor([[5, 6]]), collaborative_embeds=torch.ones(1, 1, 4)).pooler_output
+print(type(model).__name__, torch.equal(found, torch.load(target)))
+"""
+
 
 @pytest.fixture(scope="module")
 def pushed(trained, local_hub, run_python, tmp_path_factory) -> str:
@@ -88,6 +113,19 @@ def test_a_new_process_loads_what_was_pushed(pushed, trained, local_hub, run_pyt
     assert "'someone/nothing' is neither a folder here nor a repository on the Hub" in found["missing"]
     assert "check name, revision and token" in found["revision"]
     assert any(request.startswith("GET /someone/laser-tiny/resolve/") for request in local_hub.requests)
+
+
+@pytest.mark.parametrize("task", ["FEATURE_EXTRACTION", "CAUSAL_LM"])
+def test_a_plain_peft_model(trained, local_hub, run_python, tmp_path, task) -> None:
+    """`push_to_hub` of PEFT itself, loaded in another process."""
+    repo, target = f"someone/adapter-{task.lower()}", tmp_path / "expected.pt"
+    environment = local_hub.environment(tmp_path / "home")
+    run_python(PUSH_ADAPTER, trained.base_folder, repo, task, target, cwd=tmp_path, **environment)
+    (files,) = local_hub.commits[repo].values()
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    wrapper = "PeftModelForFeatureExtraction" if task == "FEATURE_EXTRACTION" else "PeftModelForCausalLM"
+    out = run_python(PULL_ADAPTER, trained.base_folder, repo, target, cwd=tmp_path, **environment)
+    assert out.split() == [wrapper, "True"]
 
 
 def test_offline_without_a_copy_is_an_error_that_says_so(tmp_path, trained) -> None:
