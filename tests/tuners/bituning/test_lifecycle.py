@@ -32,6 +32,22 @@ TASKS = ["FEATURE_EXTRACTION", "CAUSAL_LM"]
 ENCODERS = ["mformer", "linear", "static", "none"]
 
 
+@pytest.fixture(params=TASKS)
+def task(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make_model(task: str, make_model: Callable[..., PeftModel]) -> Callable[..., PeftModel]:
+    """Return the maker of Bi-Tuned Llamas, for each of the two tasks."""
+    return lambda *args, **changes: make_model(*args, **({"task_type": task} | changes))
+
+
+@pytest.fixture
+def make_config(task: str, make_config: Callable[..., BiTuningConfig]) -> Callable[..., BiTuningConfig]:
+    return lambda **changes: make_config(**({"task_type": task} | changes))
+
+
 def stir(model: nn.Module, adapter: str = "default") -> None:
     """Change every weight of an adapter, as training would."""
     generator = torch.Generator().manual_seed(7)
@@ -48,12 +64,9 @@ def embed(model: PeftModel, inputs: dict[str, Tensor]) -> Tensor:
 # ---------------------------------------------------------------------- making one
 
 
-@pytest.mark.parametrize(
-    ("task", "wrapper"), [("FEATURE_EXTRACTION", PeftModelForFeatureExtraction), ("CAUSAL_LM", PeftModelForCausalLM)]
-)
-def test_get_peft_model(make_model: Callable, make_llm: Callable, task: str, wrapper: type) -> None:
-    model = make_model(task_type=task)
-    assert type(model) is wrapper
+def test_get_peft_model(make_model: Callable, make_llm: Callable, task: str) -> None:
+    model = make_model()
+    assert type(model) is {"FEATURE_EXTRACTION": PeftModelForFeatureExtraction, "CAUSAL_LM": PeftModelForCausalLM}[task]
     assert isinstance(model.base_model, BiTuningModel)
     assert model.active_adapter == "default"
     base = dict(make_llm().named_parameters())
@@ -109,11 +122,10 @@ def test_a_config_of_another_method_is_refused(make_llm: Callable) -> None:
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("task", TASKS)
 def test_a_fresh_base_gives_the_same_bits(
-    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, encoder: str, task: str
+    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, encoder: str
 ) -> None:
-    model, inputs = make_model(prefix_encoder=encoder, task_type=task), make_inputs()
+    model, inputs = make_model(prefix_encoder=encoder), make_inputs()
     stir(model)
     expected = embed(model, inputs)
     model.save_pretrained(tmp_path)
@@ -131,8 +143,10 @@ def test_a_fresh_base_gives_the_same_bits(
 
 @pytest.mark.parametrize("pooling", ["suffix", "eos", "mean", "last"])
 def test_the_adapter_does_not_depend_on_the_base_class(
-    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, pooling: str
+    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, task: str, pooling: str
 ) -> None:
+    if task == "CAUSAL_LM":
+        pytest.skip("PEFT puts an adapter of this task around a model with a head only")
     model, inputs = make_model(pooling=pooling), make_inputs()
     stir(model)
     model.save_pretrained(tmp_path / "from_causal")
@@ -174,17 +188,14 @@ def test_low_cpu_mem_usage(
     assert torch.equal(embed(loaded, inputs), embed(model, inputs))
 
 
-@pytest.mark.parametrize(
-    ("task", "auto"),
-    [("FEATURE_EXTRACTION", AutoPeftModelForFeatureExtraction), ("CAUSAL_LM", AutoPeftModelForCausalLM)],
-)
 def test_auto_classes(
-    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, task: str, auto: Any
+    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, task: str
 ) -> None:
+    auto = {"FEATURE_EXTRACTION": AutoPeftModelForFeatureExtraction, "CAUSAL_LM": AutoPeftModelForCausalLM}[task]
     llm, inputs = make_llm(), make_inputs()
     llm.save_pretrained(tmp_path / "base")
     llm.name_or_path = str(tmp_path / "base")
-    model = make_model(llm, task_type=task)
+    model = make_model(llm)
     model.save_pretrained(tmp_path / "adapter")
     loaded = auto.from_pretrained(tmp_path / "adapter")
     assert torch.equal(embed(loaded, inputs), embed(model, inputs))
@@ -296,6 +307,20 @@ def test_adding_one_leaves_the_active_one_as_it_is(
     assert embed(model, {key: inputs[key] for key in ("input_ids", "attention_mask")}).shape == (3, 32)
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_without_drawing_weights_at_the_models_scale(
+    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, encoder: str
+) -> None:
+    """`init_weights=False` draws with a standard deviation of 0.02, and is kept in the file."""
+    model, inputs = make_model(init_weights=False, prefix_encoder=encoder), make_inputs()
+    suffix = model.get_base_model().virtual_tokens.bituning_suffix["default"].weight
+    assert 0.01 < float(suffix.detach().std()) < 0.03
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_llm(), tmp_path)
+    assert loaded.peft_config["default"].init_weights is False
+    assert torch.equal(embed(loaded, inputs), embed(model, inputs))
+
+
 def test_selected_adapters_are_saved(make_model: Callable, make_config: Callable, tmp_path: Path) -> None:
     model = make_model()
     model.add_adapter("items", make_config())
@@ -306,13 +331,12 @@ def test_selected_adapters_are_saved(make_model: Callable, make_config: Callable
 # ---------------------------------------------------------------------- off, out, copied
 
 
-@pytest.mark.parametrize("task", TASKS)
 def test_disabled_it_is_the_base_model(
     make_model: Callable, make_llm: Callable, make_inputs: Callable, task: str
 ) -> None:
     inputs = make_inputs()
     text = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-    model, llm = make_model(task_type=task), make_llm()
+    model, llm = make_model(), make_llm()
     with model.disable_adapter():
         found = model(**inputs)
         assert type(found) is type(llm(**text))
@@ -368,11 +392,11 @@ def test_a_copy_is_independent(make_model: Callable, make_inputs: Callable, copi
     assert torch.equal(embed(model, inputs), expected)
 
 
-@pytest.mark.parametrize(("task", "module"), [("CAUSAL_LM", "lm_head"), ("FEATURE_EXTRACTION", "norm")])
 def test_modules_to_save(
-    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, task: str, module: str
+    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, task: str
 ) -> None:
-    model, inputs = make_model(task_type=task, modules_to_save=[module]), make_inputs()
+    module = "lm_head" if task == "CAUSAL_LM" else "norm"
+    model, inputs = make_model(modules_to_save=[module]), make_inputs()
     trained = {name for name, each in model.named_parameters() if each.requires_grad and "bituning_" not in name}
     assert trained and all(f"{module}.modules_to_save.default" in name for name in trained)
     labels = {"labels": inputs["input_ids"]} if task == "CAUSAL_LM" else {}
