@@ -166,12 +166,16 @@ def check_collaborative(
         )
     if embeds.ndim != 3 or embeds.shape[0] != batch_size or embeds.shape[2] != width:
         raise InputError(
-            f"collaborative_embeds must be [B, N, C] = [{batch_size}, N, {width}], got {list(embeds.shape)}"
+            f"collaborative_embeds must be [B, N, C] = [{batch_size}, N, {width}], got {list(embeds.shape)}; "
+            "pass those of the recommender that the adapter was made for, or set collaborative_dim to its embedding_dim"
         )
     if mask is None:
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     if mask.shape != embeds.shape[:2]:
-        raise InputError(f"collaborative_mask must be [B, N] = {list(embeds.shape[:2])}, got {list(mask.shape)}")
+        raise InputError(
+            f"collaborative_mask must be [B, N] = {list(embeds.shape[:2])}, got {list(mask.shape)}; give one value an "
+            "item of collaborative_embeds, 0 at padding"
+        )
     if embeds.shape[1] == 0:
         embeds, mask = embeds.new_zeros(batch_size, 1, embeds.shape[2]), mask.new_zeros(batch_size, 1)
     mask = mask.bool()
