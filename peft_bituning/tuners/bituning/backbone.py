@@ -84,6 +84,22 @@ def token_embeddings(model: PreTrainedModel) -> nn.Embedding:
     return cast(nn.Embedding, model.get_input_embeddings())
 
 
+def device_of(embeddings: nn.Module) -> torch.device:
+    """Return where a module computes: accelerate's hooks bring offloaded weights, kept on `meta`, there.
+
+    Args:
+        embeddings: the token embeddings.
+
+    Returns:
+        The device of its inputs; `meta` where the weights are nowhere.
+    """
+    weight = cast(Tensor, embeddings.weight)
+    hook = getattr(embeddings, "_hf_hook", None)
+    if not weight.is_meta or hook is None:
+        return weight.device
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+
 def token_width(model: PreTrainedModel) -> int:
     """Return D, the width of the token embeddings (not always the hidden size).
 
@@ -144,10 +160,10 @@ def embedding_scale(model: PreTrainedModel) -> float:
         The standard deviation; 0.02 where the weights are not in memory (meta device).
     """
     embeddings = token_embeddings(model)
-    weight = embeddings.weight
-    if weight.is_meta:
+    device = device_of(embeddings)
+    if device.type == "meta":
         return INITIAL_SCALE
-    sample = torch.arange(0, embeddings.num_embeddings, max(1, embeddings.num_embeddings // 512), device=weight.device)
+    sample = torch.arange(0, embeddings.num_embeddings, max(1, embeddings.num_embeddings // 512), device=device)
     with torch.no_grad(), _whole(embeddings):
         scale = float(embeddings.forward(sample).float().std())
     return scale if scale > 0 else INITIAL_SCALE
@@ -174,7 +190,7 @@ def embeddings_of(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
             f"got {outside[0]}; take them from this model's own tokenizer"
         )
     with torch.no_grad(), _whole(embeddings):
-        return embeddings.forward(torch.tensor(token_ids, device=embeddings.weight.device))
+        return embeddings.forward(torch.tensor(token_ids, device=device_of(embeddings)))
 
 
 def eos_token_id(model: PreTrainedModel) -> int | None:

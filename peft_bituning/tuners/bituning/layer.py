@@ -7,6 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...errors import ConfigurationError, UnsupportedOperationError
+from .backbone import device_of
 from .encoders import PrefixEncoder
 
 LAYER_NAME = "virtual_tokens"
@@ -82,7 +83,8 @@ class VirtualTokens(nn.Module, BaseTunerLayer):
         """Return the suffix [1, D] of an adapter, or None."""
         if name not in self.bituning_suffix:
             return None
-        return self.bituning_suffix[name](torch.zeros(1, dtype=torch.long, device=self._embeddings[0].weight.device))
+        suffix = self.bituning_suffix[name]
+        return suffix(torch.zeros(1, dtype=torch.long, device=next(suffix.parameters()).device))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: virtual tokens are inputs, there is no weight to merge them into."""
@@ -93,7 +95,7 @@ class VirtualTokens(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
         """Move an adapter beside the token embeddings; PEFT's own version looks for a `base_layer` for ever."""
-        device = self._embeddings[0].weight.device if device is None else device
+        device = device_of(self._embeddings[0]) if device is None else device
         parameters = [*self.encoder(adapter_name).parameters()]
         if adapter_name in self.bituning_suffix:
             parameters.extend(self.bituning_suffix[adapter_name].parameters())

@@ -18,6 +18,7 @@ from ...losses import load_balancing_loss
 from .backbone import (
     INITIAL_SCALE,
     check_context,
+    device_of,
     embed_text,
     embedding_scale,
     embeddings_of,
@@ -184,7 +185,7 @@ class BiTuningModel(BaseTuner):
             return None if suffix is None else suffix.unsqueeze(0)
         if config.pooling == "eos":
             embeddings = token_embeddings(self.model)
-            return embeddings(torch.tensor([[eos_token_id(self.model)]], device=embeddings.weight.device))
+            return embeddings(torch.tensor([[eos_token_id(self.model)]], device=device_of(embeddings)))
         return None
 
     def _check_context(self, layout: RowLayout) -> int:
@@ -431,7 +432,8 @@ def _start_from_tokens(
     model: PreTrainedModel, config: BiTuningConfig, encoder: PrefixEncoder, suffix: nn.Embedding | None
 ) -> None:
     """Put the embeddings of the tokens that the settings name into the prefix and the suffix."""
-    if any(parameter.is_meta for parameter in (*encoder.parameters(), token_embeddings(model).weight)):
+    nowhere = device_of(token_embeddings(model)).type == "meta"
+    if nowhere or any(parameter.is_meta for parameter in encoder.parameters()):
         return  # the weights come from a file
     if config.prefix_token_ids is not None:
         count = encoder.num_tokens

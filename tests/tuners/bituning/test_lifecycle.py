@@ -21,6 +21,7 @@ from peft import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from peft_bituning import BiTuningConfig, BiTuningModel, PrefixEncoder, register_prefix_encoder
 from peft_bituning.errors import AdapterLoadError, ConfigurationError, UnsupportedOperationError
@@ -420,6 +421,29 @@ def test_moving_moves_the_adapter(make_model: Callable, make_inputs: Callable) -
     model = make_model().to(torch.float64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     assert model(**make_inputs()).pooler_output.dtype == torch.float64
+
+
+@pytest.mark.parametrize("offloaded", ["model.layers.1", "model.embed_tokens"])
+def test_weights_offloaded_to_disk(
+    make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, offloaded: str
+) -> None:
+    """accelerate keeps them on the meta device and brings them in for each forward pass."""
+    make_llm().save_pretrained(tmp_path / "llm")
+    places = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "llm",
+        device_map={place: "disk" if place == offloaded else "cpu" for place in places},
+        offload_folder=tmp_path / "offload",
+    )
+    assert {each.device.type for each in base.get_submodule(offloaded).parameters()} == {"meta"}
+    words = {"prefix_token_ids": [4, 5], "suffix_token_id": 7}
+    model, plain, inputs = make_model(base, **words), make_model(**words), make_inputs()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    for found, expected in zip(trained, [each for each in plain.parameters() if each.requires_grad], strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(embed(model, inputs), embed(plain, inputs))
+    model(**inputs).pooler_output.sum().backward()
+    assert all(each.grad is not None for each in trained)
 
 
 def test_transformers_own_load_adapter_refuses(make_model: Callable, make_llm: Callable, tmp_path: Path) -> None:
