@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from matplotlib import image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -303,6 +304,23 @@ def test_half_precision(train: Train, tmp_path: Path, fresh_accelerate: None) ->
     assert "_original_forward" not in vars(recommender.model)  # accelerate's wrapper is off
     encoded = torch.from_numpy(recommender.encode_items(normalize_embeddings=True))
     torch.testing.assert_close(encoded, recommender.table.embeddings, atol=0.05, rtol=0)
+
+
+def test_compiled(train: Train, tmp_path: Path, fresh_accelerate: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --dynamo_backend ...` compiles the training forward pass and changes no loss."""
+    settings = {"adapter": {"prefix_encoder": "linear"}, "stage1_epochs": 2, "stage2_epochs": 1}
+    train("eager", **settings)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
+    compiled: list[Any] = []
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: compiled.append(kwargs) or compile_(model, **kwargs))
+    train("compiled", **settings)
+    assert [kwargs["backend"] for kwargs in compiled] == ["aot_eager"]
+    eager, found = (
+        [epoch["train_loss"] for epoch in _results(tmp_path / folder)["epochs"]] for folder in ("eager", "compiled")
+    )
+    assert found == pytest.approx(eager, abs=1e-5)
 
 
 class _Notebook(GeneralTracker):
