@@ -174,6 +174,28 @@ def test_the_files_hold_the_adapter_alone(make_model: Callable, tmp_path: Path) 
     assert get_peft_model_state_dict(model).keys() == tensors.keys()
 
 
+def test_a_resized_vocabulary(make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path) -> None:
+    """PEFT puts resized embeddings into the adapter's file, for a base of the same size; it can be told not to."""
+    make_llm().save_pretrained(tmp_path / "base")
+    llm, inputs = make_llm(), make_inputs()
+    llm.resize_token_embeddings(101, mean_resizing=False)
+    llm.name_or_path = str(tmp_path / "base")
+    model = make_model(llm)
+    inputs["input_ids"][0, 0] = 100
+    with pytest.warns(UserWarning, match="the embedding layer has been resized"):
+        model.save_pretrained(tmp_path / "adapter")
+    kept = load_file(tmp_path / "adapter" / TENSORS)
+    assert {tuple(value.shape) for name, value in kept.items() if "bituning_" not in name} == {(101, 32)}
+    larger = make_llm(seed=1)
+    larger.resize_token_embeddings(101, mean_resizing=False)
+    larger.model.layers.load_state_dict(llm.model.layers.state_dict())
+    assert torch.equal(embed(PeftModel.from_pretrained(larger, tmp_path / "adapter"), inputs), embed(model, inputs))
+    with pytest.raises(AdapterLoadError, match=r"embed_tokens.weight: file \[101, 32\], model \[97, 32\]"):
+        PeftModel.from_pretrained(make_llm(), tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "small", save_embedding_layers=False)
+    assert all("bituning_" in name for name in load_file(tmp_path / "small" / TENSORS))
+
+
 @pytest.mark.parametrize("low", [False, True])
 def test_low_cpu_mem_usage(
     make_model: Callable, make_llm: Callable, make_inputs: Callable, tmp_path: Path, low: bool
