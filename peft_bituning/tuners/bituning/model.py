@@ -37,6 +37,7 @@ from .layer import LAYER_NAME, VirtualTokens
 from .layout import RowLayout
 from .outputs import BiTuningOutput
 from .quantization import keep_differentiable
+from .shared_start import run_shared
 
 
 class BiTuningModel(BaseTuner):
@@ -56,6 +57,8 @@ class BiTuningModel(BaseTuner):
     prefix = "bituning_"
     tuner_layer_cls = VirtualTokens
     target_module_mapping: dict[str, list[str]] = {}
+    # Compute what all rows start with once a batch, where the prefix is the same for them; False runs every row whole.
+    share_start = True
     # transformers' own `load_adapter` injects layers without this class around them: let it refuse.
     uses_shared_state = True
 
@@ -120,14 +123,18 @@ class BiTuningModel(BaseTuner):
         num_items = backbone_kwargs.pop("num_items_in_batch", None)
         settings = {"output_hidden_states": output_hidden_states, **backbone_kwargs}
         settings = {key: value for key, value in settings.items() if value is not None}
-        outputs, states, logits = run_rows(
-            self.model,
-            rows[:, :width],
-            None if ids is None else ids[:, :width],
-            layout.attention_mask[:, :width],
-            with_logits=labels is not None,
-            **{"use_cache": False, **settings},
-        )
+        outputs, states, logits = None, None, None
+        if self.share_start and prefix.is_shared and input_ids is not None and labels is None and not settings:
+            states = run_shared(self.model, layout, rows[:, :width], layout.attention_mask[:, :width], input_ids)
+        if states is None:
+            outputs, states, logits = run_rows(
+                self.model,
+                rows[:, :width],
+                None if ids is None else ids[:, :width],
+                layout.attention_mask[:, :width],
+                with_logits=labels is not None,
+                **{"use_cache": False, **settings},
+            )
         missing = rows.shape[1] - width
         states = _pad(states, missing)
         aux_loss = None

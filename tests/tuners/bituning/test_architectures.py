@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from peft_bituning import BiTuningConfig
+from peft_bituning.tuners.bituning.shared_start import why_not
 
 from .architectures import ARCHITECTURES, Architecture
 
@@ -21,6 +22,7 @@ CHECKS = {
     "checkpointing": "gradient checkpointing, same gradients",
     "reload": "reloaded, same bits",
     "generate": "generate = uncached loop",
+    "start": "common start run once = whole rows",
 }
 HEADER = """# Architectures
 
@@ -29,7 +31,8 @@ writes this table:
 
     pytest tests/tuners/bituning/test_architectures.py -m "slow or not slow" --architectures-table docs/architectures.md
 
-Figures are the largest difference of an embedding (of a gradient, relative to the largest one, under checkpointing).
+Figures are the largest difference of an embedding (of a gradient, relative to the largest one, under checkpointing; of
+either, relative to the largest one, with the common start of a batch run once; "whole" where it is not).
 
 """
 
@@ -145,6 +148,40 @@ def test_generate(architecture: Architecture, tuned: Callable, make_inputs: Call
     found = model.generate(**inputs, do_sample=False, max_new_tokens=4)
     assert found.tolist() == [expected]
     record(architecture, "generate", "yes")
+
+
+@every_architecture
+def test_shared_start(architecture: Architecture, tuned: Callable, record: Record) -> None:
+    """With a static prefix, prefix and instruction go through the model once a batch."""
+    model = tuned(architecture, prefix_encoder="static")
+    instruction = torch.randint(3, 97, (1, 20), generator=torch.Generator().manual_seed(5)).expand(4, -1)
+    tails = torch.randint(3, 97, (4, 6), generator=torch.Generator().manual_seed(6))
+    lengths = torch.tensor([[26], [23], [21], [20]])
+    inputs = {
+        "input_ids": torch.cat([instruction, tails], dim=1),
+        "attention_mask": (torch.arange(26) < lengths).long(),
+    }
+    passes: list[int] = []
+    model.base_model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    found = _embeddings_and_gradients(model, inputs)
+    expected_passes = 1 if why_not(model.get_base_model()) else 2
+    assert len(passes) == expected_passes
+    model.base_model.share_start = False
+    expected = _embeddings_and_gradients(model, inputs)
+    assert len(passes) == expected_passes + 1
+    if expected_passes == 1:
+        record(architecture, "start", "whole")
+        return
+    difference = max(_largest(one, two) / float(two.abs().max()) for one, two in zip(found, expected, strict=True))
+    assert difference < 1e-4
+    record(architecture, "start", f"{difference:.0e}")
+
+
+def _embeddings_and_gradients(model: PeftModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+    output = model(**inputs).pooler_output
+    loss = (output * torch.linspace(-1, 1, output.shape[-1])).sum()
+    own = [value for value in model.parameters() if value.requires_grad]
+    return [output.detach(), *torch.autograd.grad(loss, own)]
 
 
 def _left_padded(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

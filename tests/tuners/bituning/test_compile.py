@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-LENGTHS = (8, 16, 8, 12)
+LENGTHS = (8, 40, 8, 24)
 
 
 @pytest.fixture(autouse=True)

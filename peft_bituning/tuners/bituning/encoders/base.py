@@ -17,11 +17,13 @@ class Prefix(NamedTuple):
         embeddings: the prefix tokens [B, P, D]; None where P is 0.
         router_logits: the router's scores [B, N, K], zero at padding; None without a router.
         router_mask: the items that count in load balancing [B, N] bool; None without a router.
+        is_shared: whether every row has the same prefix: it is then run through the language model once a batch.
     """
 
     embeddings: Tensor | None
     router_logits: Tensor | None = None
     router_mask: Tensor | None = None
+    is_shared: bool = False
 
 
 class PrefixEncoder(nn.Module):

@@ -31,7 +31,7 @@ class StaticPrefix(PrefixEncoder):
         self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
     ) -> Prefix:
         """Repeat the trainable vectors for every row; see `PrefixEncoder.forward`."""
-        return Prefix(self.embeddings.unsqueeze(0).expand(batch_size, -1, -1))
+        return Prefix(self.embeddings.unsqueeze(0).expand(batch_size, -1, -1), is_shared=True)
 
 
 @register_prefix_encoder("none")
@@ -47,4 +47,4 @@ class NoPrefix(PrefixEncoder):
         self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
     ) -> Prefix:
         """Return an empty prefix; see `PrefixEncoder.forward`."""
-        return Prefix(None)
+        return Prefix(None, is_shared=True)
