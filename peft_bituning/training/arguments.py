@@ -38,7 +38,7 @@ class LaserArguments:
     warmup_ratio: float = field(default=0.05, metadata={"help": "Share of a stage's updates that warm up."})
     temperature: float = field(default=0.05, metadata={"help": "Temperature of the contrastive loss (Eq. 8)."})
     loss_chunk_size: int | None = field(
-        default=None, metadata={"help": "Items a chunk of the contrastive loss; None takes the table at once."}
+        default=None, metadata={"help": "Items a chunk of the contrastive loss; None: at once up to 1e8 similarities."}
     )
     cuts: str = field(
         default="every_cut", metadata={"help": "Training rows a user: every_cut, random_cut or last_cut."}

@@ -91,6 +91,57 @@ def test_the_table_takes_no_gradient(chunk_size: int | None) -> None:
     assert users.grad is not None and users.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_normalized_table_is_taken_as_it_is(chunk_size: int | None) -> None:
+    users, table, targets = (torch.tensor(array) for array in example(2))
+    unit = torch.nn.functional.normalize(table, dim=-1)
+    expected = catalog_contrastive_loss(users, table, targets, chunk_size=chunk_size)
+    found = catalog_contrastive_loss(users, unit, targets, chunk_size=chunk_size, is_normalized=True)
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+    longer = catalog_contrastive_loss(users, 2 * unit, targets, chunk_size=chunk_size, is_normalized=True)
+    assert float(longer) != pytest.approx(float(expected), rel=1e-3)
+
+
+def test_large_products_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above 1e8 similarities, by itself; 4 x 9 here."""
+    users, table, targets = (torch.tensor(array) for array in example(3))
+    widths: list[int] = []
+    normalize = torch.nn.functional.normalize
+    monkeypatch.setattr(
+        "peft_bituning.losses.catalog_contrastive.F.normalize",
+        lambda rows, dim: widths.append(len(rows)) or normalize(rows, dim=dim),
+    )
+    whole = catalog_contrastive_loss(users, table, targets)
+    assert widths == [4, 9]
+    monkeypatch.setattr("peft_bituning.losses.catalog_contrastive.LARGEST_PRODUCT", 35)
+    monkeypatch.setattr("peft_bituning.losses.catalog_contrastive.CHUNK_SIZE", 4)
+    widths.clear()
+    assert float(catalog_contrastive_loss(users, table, targets)) == pytest.approx(float(whole), rel=1e-12)
+    assert widths == [4, 4, 4, 1, 4]
+
+
+def test_chunks_in_float32_stay_close() -> None:
+    """Sums in another order: the tolerance is that of float32 over 20,000 terms at the lowest temperature in use."""
+    generator = torch.Generator().manual_seed(0)
+    users, table = torch.randn(8, 64, generator=generator), torch.randn(20_000, 64, generator=generator)
+    targets = torch.randint(0, 20_000, (8,), generator=generator)
+    results = []
+    for dtype, chunk_size in ((torch.float64, None), (torch.float32, 1024)):
+        given_users = users.to(dtype).requires_grad_()
+        loss = catalog_contrastive_loss(given_users, table.to(dtype), targets, 0.02, chunk_size)
+        results.append((float(loss.detach()), torch.autograd.grad(loss, given_users)[0].double()))
+    (exact, gradient), (found, found_gradient) = results
+    assert found == pytest.approx(exact, rel=1e-5)
+    assert float((found_gradient - gradient).norm() / gradient.norm()) < 1e-4
+
+
+def test_without_a_gradient_nothing_is_kept_for_one() -> None:
+    users, table, targets = (torch.tensor(array) for array in example(4))
+    loss = catalog_contrastive_loss(users, table, targets, chunk_size=3)
+    assert loss.grad_fn is None
+    assert float(loss) == pytest.approx(float(catalog_contrastive_loss(users, table, targets)))
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     users, table, targets = (torch.tensor(array) for array in example(1))
     users, table = users.bfloat16(), table.bfloat16()
