@@ -1,0 +1,49 @@
+"""Speed on one CPU thread, as ratios within one run: process time, in turns, median and range.
+
+    python examples/benchmarks/speed            # all of them
+    python examples/benchmarks/speed loss encode
+
+`encode` wants the language model of the quickstart; its sentence-transformers row wants that package.
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import encode
+import limit
+import loss
+import torch
+
+BENCHMARKS = ("loss", "encode")
+
+
+def main() -> None:
+    """Print the machine's limit and one table a benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmarks", nargs="*", metavar="|".join(BENCHMARKS), help="which ones; none is all")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed")
+    parser.add_argument("--items", type=int, default=48, help="titles that encode takes")
+    parser.add_argument(
+        "--table_items", type=int, nargs="+", default=[4385, 1_000_000], help="items of the loss's table"
+    )
+    arguments = parser.parse_args()
+    chosen = arguments.benchmarks or BENCHMARKS
+    if unknown := set(chosen) - set(BENCHMARKS):
+        parser.error(f"choose from {', '.join(BENCHMARKS)}, got {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    default, best, exact = limit.measure()
+    print(
+        f"float32 matmul on one thread: {default / 1e9:.0f} GFLOP/s; with oneDNN's own kernel "
+        + (f"{best / 1e9:.0f} GFLOP/s, exact here" if exact else "not exact here, and off")
+    )
+    if "loss" in chosen:
+        for items in arguments.table_items:
+            loss.run(best, items, arguments.rounds)
+    if "encode" in chosen:
+        encode.run(best, arguments.items, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
