@@ -16,22 +16,19 @@ from transformers import PreTrainedModel
 from ...errors import ConfigurationError, InputError, UnsupportedOperationError
 from ...losses import load_balancing_loss
 from .backbone import (
-    INITIAL_SCALE,
     check_context,
     device_of,
     embed_text,
-    embedding_scale,
-    embeddings_of,
     eos_token_id,
     find_backbone,
     max_positions,
     token_embeddings,
-    token_width,
 )
 from .config import BiTuningConfig
-from .encoders import Prefix, PrefixEncoder, build_prefix_encoder
+from .encoders import Prefix, PrefixEncoder
 from .encoders.base import check_collaborative
 from .forward_pass import feed, generates_from_ids_alone, placeholder_id, reads_token_ids, run_rows
+from .initialization import make_virtual_tokens, start_from_tokens
 from .keys import check_fit, without_adapter_name
 from .layer import LAYER_NAME, VirtualTokens
 from .layout import RowLayout
@@ -312,14 +309,9 @@ class BiTuningModel(BaseTuner):
             raise ConfigurationError(
                 "pooling must be suffix, mean or last for a model whose configuration names no eos_token_id, got 'eos'"
             )
-        width = token_width(model)
-        scale = embedding_scale(model) if config.init_weights else INITIAL_SCALE
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            encoder = build_prefix_encoder(config, width, scale)
-            suffix = nn.Embedding(1, width) if config.pooling == "suffix" else None
-        if suffix is not None:
-            nn.init.normal_(suffix.weight, std=scale)
-        _start_from_tokens(model, config, encoder, suffix)
+            encoder, suffix = make_virtual_tokens(model, config)
+        start_from_tokens(model, config, encoder, suffix)
         layer = getattr(model, LAYER_NAME, None) or VirtualTokens(token_embeddings(model))
         layer.check_name(adapter_name, encoder)
         if not hasattr(model, LAYER_NAME):
@@ -433,19 +425,3 @@ def _new_tokens(output: Any, prompt: int) -> Any:
 
 def _pad(states: Tensor, columns: int) -> Tensor:
     return F.pad(states, (0, 0, 0, columns)) if columns else states
-
-
-def _start_from_tokens(
-    model: PreTrainedModel, config: BiTuningConfig, encoder: PrefixEncoder, suffix: nn.Embedding | None
-) -> None:
-    """Put the embeddings of the tokens that the settings name into the prefix and the suffix."""
-    nowhere = device_of(token_embeddings(model)).type == "meta"
-    if nowhere or any(parameter.is_meta for parameter in encoder.parameters()):
-        return  # the weights come from a file
-    if config.prefix_token_ids is not None:
-        count = encoder.num_tokens
-        ids = (config.prefix_token_ids * -(-count // len(config.prefix_token_ids)))[:count]
-        encoder.start_from(embeddings_of(model, ids))
-    if config.suffix_token_id is not None and suffix is not None:
-        with torch.no_grad():
-            suffix.weight.copy_(embeddings_of(model, [config.suffix_token_id]))
