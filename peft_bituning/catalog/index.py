@@ -17,20 +17,24 @@ class ExactIndex:
 
     Args:
         embeddings: `[I, D]` item embeddings; they are normalised here, a zero row keeps score 0.
-        chunk_size: Queries scored at once, so that `[chunk_size, I]` scores are held at a time.
+        chunk_size: Queries scored at once.
+        item_chunk_size: Items scored at once: `[chunk_size, item_chunk_size]` scores are held at a time, never
+            `[chunk_size, I]`.
 
     Raises:
         InputError: The shape is not `[I, D]`, or a row is not finite (the first such rows are named).
-        ConfigurationError: `chunk_size` is below 1.
+        ConfigurationError: A chunk size is below 1.
     """
 
-    def __init__(self, embeddings: Tensor, chunk_size: int = 256) -> None:
-        if chunk_size < 1:
-            raise ConfigurationError(f"chunk_size must be at least 1, got {chunk_size!r}")
+    def __init__(self, embeddings: Tensor, chunk_size: int = 256, item_chunk_size: int = 16_384) -> None:
+        for name, size in (("chunk_size", chunk_size), ("item_chunk_size", item_chunk_size)):
+            if size < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {size!r}")
         if embeddings.ndim != 2 or 0 in embeddings.shape:
             raise InputError(f"embeddings must have shape [items, width], got {list(embeddings.shape)}")
         self.embeddings = _normalised("embeddings", embeddings)
         self.chunk_size = chunk_size
+        self.item_chunk_size = item_chunk_size
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -68,27 +72,41 @@ class ExactIndex:
             raise InputError(f"exclude must have one entry for each of the {len(queries)} queries, got {len(exclude)}")
         device = self.embeddings.device
         queries = _normalised("queries", queries.to(device))
-        columns = self._candidate_columns(candidates)
+        columns = None if candidates is None else self._candidate_columns(candidates)
         scores = torch.full((len(queries), k), float("-inf"), device=device)
         indices = torch.full((len(queries), k), -1, dtype=torch.long, device=device)
-        kept = min(k, len(columns))
-        for start in range(0, len(queries) if kept else 0, self.chunk_size):
+        for start in range(0, len(queries), self.chunk_size):
             stop = min(start + self.chunk_size, len(queries))
-            chunk = queries[start:stop] @ self.embeddings.T  # [chunk, I]
-            if exclude is not None:
-                chunk[self._cells(exclude[start:stop])] = float("-inf")
-            # the whole catalog is multiplied, so that candidates cannot change a score's last bit
-            chunk = chunk[:, columns]
-            best, positions = _stable_top_k(chunk, kept)
-            scores[start:stop, :kept] = best
-            indices[start:stop, :kept] = columns[positions].masked_fill(best == float("-inf"), -1)
-        return scores, indices
+            excluded = None if exclude is None else self._cells(exclude[start:stop])
+            for first in range(0, len(self), self.item_chunk_size):
+                block, found = self._score(queries[start:stop], first, excluded, columns)
+                if block.shape[1]:
+                    best, places = _stable_top_k(block, min(k, block.shape[1]))
+                    # what was found before stands first: ties go to the lower index
+                    best = torch.cat([scores[start:stop], best], dim=1)
+                    places = torch.cat([indices[start:stop], found[places]], dim=1)
+                    scores[start:stop], order = (part[:, :k] for part in best.sort(dim=1, descending=True, stable=True))
+                    indices[start:stop] = places.gather(1, order)
+        return scores, indices.masked_fill_(scores == float("-inf"), -1)
 
-    def _candidate_columns(self, candidates: Sequence[int] | Tensor | None) -> Tensor:
-        device = self.embeddings.device
-        if candidates is None:
-            return torch.arange(len(self), device=device)
-        columns = torch.as_tensor(candidates, dtype=torch.long, device=device).flatten().unique()
+    def _score(
+        self, queries: Tensor, first: int, excluded: tuple[Tensor, Tensor] | None, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scores [B, <= item_chunk_size] of a chunk of items from `first` on, and their indices."""
+        items = self.embeddings[first : first + self.item_chunk_size]
+        block = queries @ items.T
+        if excluded is not None:
+            rows, cells = excluded
+            here = (cells >= first) & (cells < first + len(items))
+            block[rows[here], cells[here] - first] = float("-inf")
+        if columns is None:
+            return block, torch.arange(first, first + len(items), device=block.device)
+        # the whole chunk is multiplied, so that candidates cannot change a score's last bit
+        here = columns[(columns >= first) & (columns < first + len(items))]
+        return block[:, here - first], here
+
+    def _candidate_columns(self, candidates: Sequence[int] | Tensor) -> Tensor:
+        columns = torch.as_tensor(candidates, dtype=torch.long, device=self.embeddings.device).flatten().unique()
         self._check_range("candidates", columns)
         return columns
 
@@ -115,11 +133,19 @@ def _normalised(name: str, vectors: Tensor) -> Tensor:
 
 def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Top k of each row, ties to the lower column; `torch.topk` promises no order among equals."""
-    threshold = scores.topk(k, dim=1).values[:, -1:]
-    above = scores > threshold
-    equal = scores == threshold
-    # of those that tie at the threshold, the first columns fill the places left
-    taken = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
-    columns = taken.nonzero()[:, 1].view(len(scores), k)
+    best, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if best.shape[1] > k:
+        tied = best[:, k - 1] == best[:, k]  # then topk may have taken the wrong ones
+        best, columns = best[:, :k].contiguous(), columns[:, :k].contiguous()
+        if bool(tied.any()):
+            columns[tied] = _first_columns(scores[tied], best[tied, -1:], k)
+    columns = columns.sort(dim=1).values
     best, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return best, columns.gather(1, order)
+
+
+def _first_columns(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
+    """Columns of the k best [B, k]: those above the k-th best score, and the first of those that equal it."""
+    above, equal = scores > threshold, scores == threshold
+    taken = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    return taken.nonzero()[:, 1].view(len(scores), k)

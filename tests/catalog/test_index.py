@@ -33,7 +33,8 @@ def test_search_equals_a_sort(data):
     exclude = [data.draw(index_set) for _ in range(count)]
     candidates = data.draw(st.none() | index_set.map(sorted))
     k = data.draw(st.integers(1, 10))
-    scores, indices = ExactIndex(embeddings, chunk_size=2).search(queries, k, exclude, candidates)
+    item_chunk_size = data.draw(st.integers(1, 10))
+    scores, indices = ExactIndex(embeddings, 2, item_chunk_size).search(queries, k, exclude, candidates)
     for row in range(count):
         assert indices[row].tolist() == brute_force(embeddings, queries[row], k, exclude[row], candidates)
         found = indices[row][indices[row] >= 0]
@@ -50,6 +51,30 @@ def test_scores_are_cosines_whatever_the_lengths():
     assert torch.equal(plain[1], scaled[1])
     assert torch.allclose(plain[0], scaled[0], atol=1e-6)
     assert plain[1][:, 0].tolist() == list(range(6))
+
+
+def test_chunks_of_items_change_nothing():
+    generator = torch.Generator().manual_seed(0)
+    embeddings, queries = torch.randn(500, 8, generator=generator), torch.randn(7, 8, generator=generator)
+    exclude = [list(range(row * 20, row * 20 + 30)) for row in range(7)]
+    whole = ExactIndex(embeddings).search(queries, 20, exclude)
+    parts = ExactIndex(embeddings, item_chunk_size=33).search(queries, 20, exclude)
+    assert torch.equal(parts[1], whole[1])
+    assert torch.allclose(parts[0], whole[0], atol=1e-6)
+
+
+def test_no_more_scores_than_a_chunk_are_held(monkeypatch):
+    widths = []
+    score = ExactIndex._score
+
+    def counted(self, *args):
+        block, found = score(self, *args)
+        widths.append(tuple(block.shape))
+        return block, found
+
+    monkeypatch.setattr(ExactIndex, "_score", counted)
+    ExactIndex(torch.randn(50, 4), chunk_size=3, item_chunk_size=20).search(torch.randn(5, 4), 2)
+    assert widths == [(3, 20), (3, 20), (3, 10), (2, 20), (2, 20), (2, 10)]
 
 
 def test_candidates_keep_the_scores_bit_for_bit():

@@ -18,7 +18,14 @@ def test_loss() -> None:
     assert all(error < 1e-4 for error in errors)
 
 
+def test_rank() -> None:
+    command = [sys.executable, str(SPEED), "rank", "--rounds", "1", "--table_items", "30000"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+    rows = [line for line in out.splitlines() if line.startswith("| ours: chunks, running top-k")]
+    assert len(rows) == 2 and all("recall 1.000" in row for row in rows)
+
+
 def test_an_unknown_one_is_refused() -> None:
     done = subprocess.run([sys.executable, str(SPEED), "lose"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
-    assert "choose from loss, encode, got lose" in done.stderr
+    assert "choose from loss, rank, encode, got lose" in done.stderr

@@ -3,7 +3,7 @@
     python examples/benchmarks/speed            # all of them
     python examples/benchmarks/speed loss encode
 
-`encode` wants the language model of the quickstart; its sentence-transformers row wants that package.
+`encode` wants the language model of the quickstart; rows of sentence-transformers and faiss want those packages.
 """
 
 import argparse
@@ -14,9 +14,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import encode
 import limit
 import loss
+import rank
 import torch
 
-BENCHMARKS = ("loss", "encode")
+BENCHMARKS = ("loss", "rank", "encode")
 
 
 def main() -> None:
@@ -26,7 +27,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed")
     parser.add_argument("--items", type=int, default=48, help="titles that encode takes")
     parser.add_argument(
-        "--table_items", type=int, nargs="+", default=[4385, 1_000_000], help="items of the loss's table"
+        "--table_items",
+        type=int,
+        nargs="+",
+        default=[4385, 1_000_000],
+        help="items of the loss's and the index's table",
     )
     arguments = parser.parse_args()
     chosen = arguments.benchmarks or BENCHMARKS
@@ -41,6 +46,10 @@ def main() -> None:
     if "loss" in chosen:
         for items in arguments.table_items:
             loss.run(best, items, arguments.rounds)
+    if "rank" in chosen:
+        for items in arguments.table_items:
+            for queries in (1, 32):
+                rank.run(best, items, queries, arguments.rounds)
     if "encode" in chosen:
         encode.run(best, arguments.items, arguments.rounds)
 
