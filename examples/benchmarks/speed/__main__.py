@@ -3,7 +3,8 @@
     python examples/benchmarks/speed            # all of them
     python examples/benchmarks/speed loss encode
 
-`encode` wants the language model of the quickstart; rows of sentence-transformers and faiss want those packages.
+`train_step` and `encode` want the language model of the quickstart; the rows of sentence-transformers and faiss want
+those packages.
 """
 
 import argparse
@@ -16,8 +17,9 @@ import limit
 import loss
 import rank
 import torch
+import train_step
 
-BENCHMARKS = ("loss", "rank", "encode")
+BENCHMARKS = ("train_step", "encode", "loss", "rank")
 
 
 def main() -> None:
@@ -43,6 +45,10 @@ def main() -> None:
         f"float32 matmul on one thread: {default / 1e9:.0f} GFLOP/s; with oneDNN's own kernel "
         + (f"{best / 1e9:.0f} GFLOP/s, exact here" if exact else "not exact here, and off")
     )
+    if "train_step" in chosen:
+        train_step.run(best, arguments.rounds)
+    if "encode" in chosen:
+        encode.run(best, arguments.items, arguments.rounds)
     if "loss" in chosen:
         for items in arguments.table_items:
             loss.run(best, items, arguments.rounds)
@@ -50,8 +56,6 @@ def main() -> None:
         for items in arguments.table_items:
             for queries in (1, 32):
                 rank.run(best, items, queries, arguments.rounds)
-    if "encode" in chosen:
-        encode.run(best, arguments.items, arguments.rounds)
 
 
 if __name__ == "__main__":
