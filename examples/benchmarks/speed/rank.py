@@ -57,7 +57,7 @@ def run(limit: float, items: int, queries: int, rounds: int) -> None:
         Row(name, taken, 2.0 * queries * items * WIDTH, _recall(found[name], exact) if name in found else "")
         for name, taken in seconds.items()
     ]
-    print_table(f"rank: {K} of {items:,} items of width {WIDTH}, {queries} queries at once", rows, limit)
+    print_table(f"rank: {K} of {items:,} items of width {WIDTH}, {queries} a time", rows, limit)
 
 
 def _recall(found: Tensor, exact: Tensor) -> str:
