@@ -28,4 +28,4 @@ def test_rank() -> None:
 def test_an_unknown_one_is_refused() -> None:
     done = subprocess.run([sys.executable, str(SPEED), "lose"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
-    assert "choose from train_step, encode, loss, rank, got lose" in done.stderr
+    assert "choose from train_step, encode, loss, rank, memory, got lose" in done.stderr

@@ -15,11 +15,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import encode
 import limit
 import loss
+import memory
 import rank
 import torch
 import train_step
 
-BENCHMARKS = ("train_step", "encode", "loss", "rank")
+BENCHMARKS = ("train_step", "encode", "loss", "rank", "memory")
 
 
 def main() -> None:
@@ -56,6 +57,8 @@ def main() -> None:
         for items in arguments.table_items:
             for queries in (1, 32):
                 rank.run(best, items, queries, arguments.rounds)
+    if "memory" in chosen:
+        memory.run()
 
 
 if __name__ == "__main__":

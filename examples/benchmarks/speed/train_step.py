@@ -18,6 +18,16 @@ from peft_bituning.matmul import fast_cpu_matmul
 from peft_bituning.tuners.bituning.backbone import token_width
 
 PREFIX, ROWS = 32, 8
+WAYS = (
+    "textbook, static prefix",
+    "whole rows, static",
+    "start once a batch, static",
+    "ours, static: + probed matmul",
+    "whole rows, M-Former",
+    "ours, M-Former: + probed matmul",
+    "PEFT prompt tuning",
+    "PEFT LoRA, rank 8",
+)
 SMALL: dict[str, Any] = {
     "num_experts": 4,
     "encoder_hidden_size": 128,
@@ -27,6 +37,56 @@ SMALL: dict[str, Any] = {
 }
 
 
+class Steps:
+    """The ways to make a step, on one batch.
+
+    Args:
+        seed: of the virtual tokens.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        data, base = load_interactions("ml-100k"), load_base_model("smollm2-135m")
+        prompts = PromptEncoder(PRESETS["paper"], base.tokenizer, data.items, max_items=10)
+        samples = LeaveOneOut(data.histories).training_samples("every_cut", 0, 0)[:ROWS]
+        collator = HistoryCollator(prompts, base.tokenizer.pad_token_id or 0, 10)
+        self.batch = collator([sample.history for sample in samples])
+        self.targets = torch.tensor([sample.target for sample in samples])
+        self.table = F.normalize(torch.randn(len(data.items), token_width(base.model)), dim=-1)
+        self.text = {"input_ids": self.batch.input_ids, "attention_mask": self.batch.attention_mask}
+        self.gradients: dict[str, Tensor] = {}
+
+    def build(self, name: str) -> Callable[[], None]:
+        """Return one of `WAYS`; calling it makes a step and keeps its gradient."""
+        if name.startswith("PEFT"):
+            peer: PromptTuningConfig | LoraConfig = LoraConfig(task_type="FEATURE_EXTRACTION", r=8)
+            if "prompt tuning" in name:
+                peer = PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=PREFIX)
+            model = get_peft_model(load_base_model("smollm2-135m").model.model, peer).train()
+            return self._step(name, model, _last_state(model, self.batch))
+        torch.manual_seed(self.seed)
+        settings = SMALL if "M-Former" in name else {"prefix_encoder": "static"}
+        config = BiTuningConfig(num_virtual_tokens=PREFIX, **settings)
+        model = get_peft_model(load_base_model("smollm2-135m").model, config).train()
+        cast(BiTuningModel, model.base_model).share_start = not name.startswith("whole")
+        if name.startswith("textbook"):
+            return self._step(name, model, _textbook(model, self.batch))
+        extra = {}
+        if "M-Former" in name:
+            extra = {"collaborative_embeds": torch.randn(ROWS, 10, 64), "collaborative_mask": torch.ones(ROWS, 10)}
+        return self._step(name, model, lambda: model(**self.text, **extra).pooler_output, "probed" in name)
+
+    def _step(self, name: str, model: PeftModel, embed: Callable[[], Tensor], fast: bool = False) -> Callable[[], None]:
+        own = [value for value in model.parameters() if value.requires_grad]
+
+        def way() -> None:
+            with fast_cpu_matmul(fast):
+                loss = catalog_contrastive_loss(embed(), self.table, self.targets, is_normalized=True)
+                self.gradients[name] = torch.cat([each.flatten() for each in torch.autograd.grad(loss, own)])
+
+        return way
+
+
 def run(limit: float, rounds: int) -> None:
     """Print one table.
 
@@ -34,60 +94,15 @@ def run(limit: float, rounds: int) -> None:
         limit: the machine's matmul rate, FLOP/s.
         rounds: how often each way is timed.
     """
-    data, base = load_interactions("ml-100k"), load_base_model("smollm2-135m")
-    prompts = PromptEncoder(PRESETS["paper"], base.tokenizer, data.items, max_items=10)
-    samples = LeaveOneOut(data.histories).training_samples("every_cut", 0, 0)[:ROWS]
-    batch = HistoryCollator(prompts, base.tokenizer.pad_token_id or 0, 10)([sample.history for sample in samples])
-    targets = torch.tensor([sample.target for sample in samples])
-    table = F.normalize(torch.randn(len(data.items), token_width(base.model)), dim=-1)
-    text = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    gradients: dict[str, Tensor] = {}
-
-    def step(name: str, model: PeftModel, embed: Callable[[], Tensor], fast: bool = False) -> Callable[[], None]:
-        own = [value for value in model.parameters() if value.requires_grad]
-
-        def way() -> None:
-            with fast_cpu_matmul(fast):
-                loss = catalog_contrastive_loss(embed(), table, targets, is_normalized=True)
-                gradients[name] = torch.cat([each.flatten() for each in torch.autograd.grad(loss, own)])
-
-        return way
-
-    def tuned(share: bool = True, **settings: Any) -> tuple[PeftModel, Callable[[], Tensor]]:
-        torch.manual_seed(0)
-        config = BiTuningConfig(num_virtual_tokens=PREFIX, **settings)
-        model = get_peft_model(load_base_model("smollm2-135m").model, config).train()
-        cast(BiTuningModel, model.base_model).share_start = share
-        extra = {}
-        if settings["prefix_encoder"] == "mformer":
-            extra = {"collaborative_embeds": torch.randn(ROWS, 10, 64), "collaborative_mask": torch.ones(ROWS, 10)}
-        return model, lambda: model(**text, **extra).pooler_output
-
-    static, static_embed = tuned(prefix_encoder="static")
-    whole, whole_embed = tuned(prefix_encoder="static", share=False)
-    mformer, mformer_embed = tuned(prefix_encoder="mformer", **SMALL)
-    ways: dict[str, Callable[[], object]] = {
-        "textbook, static prefix": step("textbook, static prefix", whole, _textbook(whole, batch)),
-        "whole rows, static": step("whole rows, static", whole, whole_embed),
-        "start once a batch, static": step("start once a batch, static", static, static_embed),
-        "ours, static: + probed matmul": step("ours, static: + probed matmul", static, static_embed, True),
-        "whole rows, M-Former": step("whole rows, M-Former", mformer, mformer_embed),
-        "ours, M-Former: + probed matmul": step("ours, M-Former: + probed matmul", mformer, mformer_embed, True),
-    }
-    for name, config in (
-        ("PEFT prompt tuning", PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=PREFIX)),
-        ("PEFT LoRA, rank 8", LoraConfig(task_type="FEATURE_EXTRACTION", r=8)),
-    ):
-        peer = get_peft_model(load_base_model("smollm2-135m").model.model, config).train()
-        ways[name] = step(name, peer, _last_state(peer, batch))
-    seconds = in_turns(ways, rounds)
-    exact = gradients["textbook, static prefix"]
+    steps = Steps()
+    seconds = in_turns({name: steps.build(name) for name in WAYS}, rounds)
+    exact = steps.gradients[WAYS[0]]
     rows = [
-        Row(name, taken, None, f"gradient {relative(gradients[name], exact)}" if "static" in name else "")
+        Row(name, taken, None, f"gradient {relative(steps.gradients[name], exact)}" if "static" in name else "")
         for name, taken in seconds.items()
     ]
-    shape = list(batch.input_ids.shape)
-    title = f"train step: rows and tokens {shape}, {PREFIX} prefix tokens, {len(table):,} items, SmolLM2-135M"
+    shape = list(steps.batch.input_ids.shape)
+    title = f"train step: rows and tokens {shape}, {PREFIX} prefix tokens, {len(steps.table):,} items, SmolLM2-135M"
     print_table(title, rows, limit)
 
 
