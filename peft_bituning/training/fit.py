@@ -32,6 +32,7 @@ from .frozen import provide_recommender
 from .inputs import attach_adapter, make_prompts, read_interactions, read_template, split_histories
 from .ranking import rank_users
 from .results import data_hash, prompt_cuts, provenance, to_json, weight_change, write_whole
+from .sharding import check_launcher
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
 
@@ -328,7 +329,10 @@ def _accelerator(arguments: LaserArguments) -> Accelerator:
             f"log_with must be an installed tracker ({', '.join(installed) or 'there is none'}), got {tracker!r}; "
             "install it, or leave log_with out: results.json holds the curves too"
         )
-    return Accelerator(mixed_precision=arguments.mixed_precision, log_with=tracker, project_dir=arguments.output_dir)
+    precision, folder = arguments.mixed_precision, arguments.output_dir
+    accelerator = Accelerator(mixed_precision=precision, log_with=tracker, project_dir=folder)
+    check_launcher(accelerator)
+    return accelerator
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,19 +10,14 @@ from ..errors import ConfigurationError
 from ..tuners.bituning.layer import VirtualTokens
 
 
-def prepare_model(accelerator: Accelerator, model: PeftModel) -> nn.Module:
-    """Hand a model over to accelerate.
+def check_launcher(accelerator: Accelerator) -> None:
+    """Refuse kinds of distributed runs that `fit` does not train under, before any work is done.
 
     Args:
-        accelerator: of one process, DDP, or FSDP2.
-        model: a PEFT model with a Bi-Tuning adapter.
-
-    Returns:
-        The model as accelerate runs it. Under FSDP2 the frozen weights are sharded in place, and the adapter is not:
-        it is small, and saved and loaded as everywhere else.
+        accelerator: as the launcher set it up.
 
     Raises:
-        ConfigurationError: FSDP1, or weights that only the first process loads, or DeepSpeed.
+        ConfigurationError: DeepSpeed, FSDP1, or FSDP2 with weights that only the first process loads.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ConfigurationError(
@@ -30,16 +25,31 @@ def prepare_model(accelerator: Accelerator, model: PeftModel) -> nn.Module:
             "examples/configs/accelerate/fsdp2.yaml, or transformers.Trainer, which runs under DeepSpeed"
         )
     if accelerator.distributed_type != DistributedType.FSDP:
-        return accelerator.prepare(model)
-    plugin = accelerator.state.fsdp_plugin
+        return
     if not accelerator.is_fsdp2:
         raise ConfigurationError("fsdp_version must be 2, got 1; take examples/configs/accelerate/fsdp2.yaml")
-    if plugin.cpu_ram_efficient_loading:
+    if accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         raise ConfigurationError(
             "fsdp_cpu_ram_efficient_loading must be false, got true: every process draws the adapter's first weights "
             "from the base model's embeddings; take examples/configs/accelerate/fsdp2.yaml"
         )
-    plugin.ignored_modules = [module for module in model.modules() if isinstance(module, VirtualTokens)]
+
+
+def prepare_model(accelerator: Accelerator, model: PeftModel) -> nn.Module:
+    """Hand a model over to accelerate.
+
+    Args:
+        accelerator: of one process, DDP, or FSDP2; see `check_launcher`.
+        model: a PEFT model with a Bi-Tuning adapter.
+
+    Returns:
+        The model as accelerate runs it. Under FSDP2 the frozen weights are sharded in place, and the adapter is not:
+        it is small, and saved and loaded as everywhere else.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return accelerator.prepare(model)
+    layers = [module for module in model.modules() if isinstance(module, VirtualTokens)]
+    accelerator.state.fsdp_plugin.ignored_modules = layers
     # accelerate takes no model alone under FSDP2; every stage makes an optimizer of its own later.
     prepared, _ = accelerator.prepare(model, torch.optim.SGD(_trainable(model), lr=0.0))
     return prepared

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate.utils import DistributedType
-from torch import nn
 
 from peft_bituning.errors import ConfigurationError
-from peft_bituning.training.sharding import prepare_model
+from peft_bituning.training.sharding import check_launcher
 
 
 @pytest.mark.parametrize(
@@ -25,4 +24,4 @@ def test_refused(kind: str, version: int, efficient: bool, message: str) -> None
         state=SimpleNamespace(fsdp_plugin=SimpleNamespace(cpu_ram_efficient_loading=efficient)),
     )
     with pytest.raises(ConfigurationError, match=message):
-        prepare_model(accelerator, nn.Linear(1, 1))  # type: ignore[arg-type]
+        check_launcher(accelerator)  # type: ignore[arg-type]
