@@ -2,7 +2,7 @@
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_torch_version
 from peft import PeftModel
 from torch import nn
 
@@ -17,7 +17,8 @@ def check_launcher(accelerator: Accelerator) -> None:
         accelerator: as the launcher set it up.
 
     Raises:
-        ConfigurationError: DeepSpeed, FSDP1, or FSDP2 with weights that only the first process loads.
+        ConfigurationError: DeepSpeed, FSDP1, or FSDP2 with weights that only the first process loads, or with a
+            PyTorch that cannot leave the adapter whole.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ConfigurationError(
@@ -28,6 +29,8 @@ def check_launcher(accelerator: Accelerator) -> None:
         return
     if not accelerator.is_fsdp2:
         raise ConfigurationError("fsdp_version must be 2, got 1; take examples/configs/accelerate/fsdp2.yaml")
+    if is_torch_version("<", "2.7.0"):  # accelerate would shard the adapter too, without a word
+        raise ConfigurationError(f"torch must be >= 2.7 for FSDP2, got {torch.__version__}; update it, or use DDP")
     if accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         raise ConfigurationError(
             "fsdp_cpu_ram_efficient_loading must be false, got true: every process draws the adapter's first weights "

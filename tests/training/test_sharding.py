@@ -25,3 +25,10 @@ def test_refused(kind: str, version: int, efficient: bool, message: str) -> None
     )
     with pytest.raises(ConfigurationError, match=message):
         check_launcher(accelerator)  # type: ignore[arg-type]
+
+
+def test_a_pytorch_that_would_shard_the_adapter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft_bituning.training.sharding.is_torch_version", lambda *_: True)
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
+    with pytest.raises(ConfigurationError, match="torch must be >= 2.7 for FSDP2, got .*; update it, or use DDP"):
+        check_launcher(accelerator)  # type: ignore[arg-type]
