@@ -54,7 +54,7 @@ class BiTuningModel(BaseTuner):
     prefix = "bituning_"
     tuner_layer_cls = VirtualTokens
     target_module_mapping: dict[str, list[str]] = {}
-    # Compute what all rows start with once a batch, where the prefix is the same for them; False runs every row whole.
+    # Where the prefix is the same for all rows, what they share runs once: see shared_start.py; False runs rows whole.
     share_start = True
     # transformers' own `load_adapter` injects layers without this class around them: let it refuse.
     uses_shared_state = True

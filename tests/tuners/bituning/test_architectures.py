@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from peft_bituning import BiTuningConfig
-from peft_bituning.tuners.bituning.shared_start import why_not
+from peft_bituning.tuners.bituning.shared_start import why_no_slots, why_not
 
 from .architectures import ARCHITECTURES, Architecture
 
@@ -23,6 +23,7 @@ CHECKS = {
     "reload": "reloaded, same bits",
     "generate": "generate = uncached loop",
     "start": "common start run once = whole rows",
+    "nested": "one pass a user = a row a cut",
 }
 HEADER = """# Architectures
 
@@ -32,7 +33,8 @@ writes this table:
     pytest tests/tuners/bituning/test_architectures.py -m "slow or not slow" --architectures-table docs/architectures.md
 
 Figures are the largest difference of an embedding (of a gradient, relative to the largest one, under checkpointing; of
-either, relative to the largest one, with the common start of a batch run once; "whole" where it is not).
+either, relative to the largest one, with the common start of a batch run once, and with all cuts of a history run in
+one row; "whole" where they are not).
 
 """
 
@@ -175,6 +177,29 @@ def test_shared_start(architecture: Architecture, tuned: Callable, record: Recor
     difference = max(_largest(one, two) / float(two.abs().max()) for one, two in zip(found, expected, strict=True))
     assert difference < 1e-4
     record(architecture, "start", f"{difference:.0e}")
+
+
+@every_architecture
+def test_nested(architecture: Architecture, tuned: Callable, record: Record) -> None:
+    """With a static prefix, the cuts of a history go through the model in one row; the model is tried for it first."""
+    model = tuned(architecture, prefix_encoder="static")
+    text = torch.randint(3, 97, (1, 40), generator=torch.Generator().manual_seed(5)).expand(4, -1)
+    inputs = {"input_ids": text, "attention_mask": (torch.arange(40) < torch.tensor([[26], [40], [33], [20]])).long()}
+    possible = why_not(model.get_base_model()) is None and why_no_slots(model.get_base_model()) is None
+    rows: list[int] = []
+    model.base_model.backbone.register_forward_pre_hook(
+        lambda _m, _a, inputs: rows.append(len(inputs["attention_mask"])), with_kwargs=True
+    )
+    found = _embeddings_and_gradients(model, inputs)
+    model.base_model.share_start = False
+    expected = _embeddings_and_gradients(model, inputs)
+    assert rows[-2:] == [1 if possible else 4, 4]
+    if not possible:  # both ran whole rows
+        record(architecture, "nested", "whole")
+        return
+    difference = max(_largest(one, two) / float(two.abs().max()) for one, two in zip(found, expected, strict=True))
+    assert difference < 1e-4
+    record(architecture, "nested", f"{difference:.0e}")
 
 
 def _embeddings_and_gradients(model: PeftModel, inputs: dict[str, Tensor]) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The common start of a batch is run once, and nothing changes by it; every kind of model is in test_architectures."""
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_bituning import BiTuningConfig
 from peft_bituning.tuners.bituning import shared_start
-from peft_bituning.tuners.bituning.shared_start import why_not
+from peft_bituning.tuners.bituning.shared_start import why_no_slots, why_not
 
 from .architectures import SIZES
 
@@ -84,6 +85,83 @@ def test_any_rows(data: st.DataObject) -> None:
     }
     for found, expected in both_ways(model, inputs):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def cuts(left: bool = False) -> dict[str, Tensor]:
+    """Return the cuts of two histories behind an instruction, in no order, padded right or left."""
+    generator = torch.Generator().manual_seed(3)
+    texts = torch.randint(3, 97, (2, 40), generator=generator)
+    texts[:, :10] = texts[0, :10]
+    lengths = torch.tensor([20, 40, 30, 39, 26])
+    ids = texts[torch.tensor([0, 1, 0, 0, 1])]
+    mask = (torch.arange(40) < lengths.unsqueeze(1)).long()
+    if left:
+        order = torch.argsort(mask, dim=1, stable=True)
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("pooling", ["suffix", "eos", "mean", "last"])
+def test_one_pass_a_user(make_model: Callable, make_llm: Callable, pooling: str, left: bool, kernel: str) -> None:
+    """The cuts of a history run inside its longest one, each with a suffix of its own."""
+    llm = make_llm()
+    llm.set_attn_implementation(kernel)
+    model = make_model(llm, prefix_encoder="static", pooling=pooling)
+    suffix = int(pooling in ("suffix", "eos"))
+    if suffix:
+        assert why_no_slots(model.get_base_model()) is None
+    seen = tokens_of(model)
+    for found, expected in both_ways(model, cuts(left)):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    # two users of up to 40 tokens, and two slots for the three cuts that are not the longest
+    assert seen == [2 * (3 + 40 + suffix) + 2 * 2 * suffix, 5 * (3 + 40 + suffix)]
+
+
+def test_one_pass_a_user_behind_a_long_start(make_model: Callable, make_llm: Callable) -> None:
+    """Instruction once a batch, histories once a user."""
+    inputs = cuts()
+    start = torch.randint(3, 97, (1, 70), generator=torch.Generator().manual_seed(4)).expand(ROWS, -1)
+    inputs = {
+        "input_ids": torch.cat([start, inputs["input_ids"]], dim=1),
+        "attention_mask": torch.cat([torch.ones_like(start), inputs["attention_mask"]], dim=1),
+    }
+    model = make_model(make_llm(max_position_embeddings=128), prefix_encoder="static")
+    assert why_no_slots(model.get_base_model()) is None
+    seen = tokens_of(model)
+    for found, expected in both_ways(model, inputs):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert seen == [3 + 80, 2 * (30 + 1 + 2), 5 * (3 + 110 + 1)]
+
+
+def test_models_that_do_not_honour_masks_run_every_cut(
+    make_model: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model that overlooks position ids is found out by trying, and every cut is a row of its own."""
+    model = make_model(prefix_encoder="static")
+    backbone = model.base_model.backbone
+    forward = backbone.forward
+
+    @functools.wraps(forward)
+    def overlook(*args: object, position_ids: Tensor | None = None, **kwargs: object) -> object:
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(backbone, "forward", overlook)
+    shared_start._tell.cache_clear()
+    with caplog.at_level(logging.INFO, logger="peft_bituning"):
+        for found, expected in both_ways(model, cuts()):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(
+        "cuts of one history run as rows of their own: LlamaForCausalLM does not honour 4-D masks"
+    )
+
+
+def test_dropout_is_on_again_after_the_trial(make_model: Callable) -> None:
+    model = make_model(prefix_encoder="static").train()
+    model(**cuts())
+    assert all(module.training for module in model.modules())
 
 
 def test_only_prefixes_that_all_rows_have(make_model: Callable, make_inputs: Callable) -> None:
