@@ -1,5 +1,6 @@
 """Full ranking of held-out targets over the whole catalog."""
 
-from .evaluator import RankingReport, evaluate_ranking, history_scorer
+from .catalog_ranks import catalog_ranks
+from .evaluator import HistoryScorer, RankingReport, evaluate_ranking, history_scorer, rank_batches
 
-__all__ = ["RankingReport", "evaluate_ranking", "history_scorer"]
+__all__ = ["HistoryScorer", "RankingReport", "catalog_ranks", "evaluate_ranking", "history_scorer", "rank_batches"]

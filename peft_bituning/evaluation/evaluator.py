@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..errors import ConfigurationError, InputError
 from ..metrics import ranking_metrics, standard_errors, target_ranks
 from ..recommenders import pad_histories
+from .catalog_ranks import MAX_SCORES
 
 
 class HistoryAndTarget(Protocol):
@@ -31,6 +32,10 @@ class HistoryAndTarget(Protocol):
 
 class HistoryRecommender(Protocol):
     """Anything that scores the catalog for a batch of histories."""
+
+    @property
+    def num_items(self) -> int:
+        """Catalog size I."""
 
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
         """`[B, N]` indices and mask -> `[B, I]`."""
@@ -82,6 +87,44 @@ class RankingReport:
         return report
 
 
+def rank_batches(
+    rank: Callable[[list[SampleT]], tuple[np.ndarray, np.ndarray]],
+    samples: Sequence[SampleT],
+    *,
+    batch_size: int,
+    k: int = 10,
+    progress: bool = False,
+    description: str = "",
+) -> RankingReport:
+    """Rank every sample's target, a batch at a time.
+
+    Args:
+        rank: Ranks of up to `batch_size` samples, `[B]` with seen items left in and `[B]` with them left out.
+        samples: Samples with `history` and `target`.
+        batch_size: Samples ranked at once.
+        k: Length of the list that counts for recall and NDCG.
+        progress: Show a bar.
+        description: Its label.
+
+    Returns:
+        Ranks in the order of the samples.
+
+    Raises:
+        ConfigurationError: `batch_size` or `k` is below 1.
+        InputError: There is no sample, or what `rank` raises.
+    """
+    for name, value in (("batch_size", batch_size), ("k", k)):
+        if value < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {value!r}")
+    if not len(samples):
+        raise InputError("there is no sample to evaluate; users need at least three events to have one")
+    starts = range(0, len(samples), batch_size)
+    bar = tqdm(starts, desc=description or "rank", disable=not progress, unit="batch")
+    ranks = [rank(list(samples[start : start + batch_size])) for start in bar]
+    unfiltered, filtered = (np.concatenate(mode) for mode in zip(*ranks, strict=True))
+    return RankingReport(unfiltered, filtered, k)
+
+
 def evaluate_ranking(
     score: Callable[[list[SampleT]], Tensor | np.ndarray],
     samples: Sequence[SampleT],
@@ -94,9 +137,10 @@ def evaluate_ranking(
     """Rank every sample's target among the whole catalog; one `[B, I]` batch of scores is held at a time.
 
     Args:
-        score: Scores of all catalog items for up to `batch_size` samples, `[B, I]`.
+        score: Scores of all catalog items for up to `batch_size` samples, `[B, I]`. One that says its `num_items`, as
+            `history_scorer`'s does, gets fewer samples where the batch's scores would be more than `MAX_SCORES`.
         samples: Samples with `history` and `target`; the items of `history` are the seen ones.
-        batch_size: Samples scored at once.
+        batch_size: Samples scored at once, at most.
         k: Length of the list that counts for recall and NDCG.
         progress: Show a bar.
         description: Its label.
@@ -108,26 +152,43 @@ def evaluate_ranking(
         ConfigurationError: `batch_size` or `k` is below 1.
         InputError: There is no sample, or scores have a wrong shape or NaN.
     """
-    for name, value in (("batch_size", batch_size), ("k", k)):
-        if value < 1:
-            raise ConfigurationError(f"{name} must be at least 1, got {value!r}")
-    if not len(samples):
-        raise InputError("there is no sample to evaluate; users need at least three events to have one")
-    unfiltered, filtered = [], []
-    starts = range(0, len(samples), batch_size)
-    for start in tqdm(starts, desc=description or "rank", disable=not progress, unit="batch"):
-        batch = list(samples[start : start + batch_size])
+
+    def rank(batch: list[SampleT]) -> tuple[np.ndarray, np.ndarray]:
         scores = score(batch)
         targets = [sample.target for sample in batch]
-        unfiltered.append(target_ranks(scores, targets))
-        filtered.append(target_ranks(scores, targets, seen=[set(sample.history) for sample in batch]))
-        del scores  # or two batches would be alive while the next one is computed
-    return RankingReport(np.concatenate(unfiltered), np.concatenate(filtered), k)
+        seen = [set(sample.history) for sample in batch]
+        return target_ranks(scores, targets), target_ranks(scores, targets, seen)
+
+    num_items = getattr(score, "num_items", None)
+    if num_items:
+        batch_size = min(batch_size, max(1, MAX_SCORES // num_items))
+    return rank_batches(rank, samples, batch_size=batch_size, k=k, progress=progress, description=description)
 
 
-def history_scorer(
-    recommender: HistoryRecommender, device: torch.device | str | None = None
-) -> Callable[[list[SampleT]], Tensor]:
+@dataclass(frozen=True)
+class HistoryScorer:
+    """Scores samples by their histories, for `evaluate_ranking`.
+
+    Args:
+        recommender: Scores the catalog for histories.
+        device: Where the histories are put; `None` is the CPU.
+    """
+
+    recommender: HistoryRecommender
+    device: torch.device | str | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Catalog size I."""
+        return self.recommender.num_items
+
+    def __call__(self, samples: Sequence[HistoryAndTarget]) -> Tensor:
+        """Return the scores `[B, I]` of B samples."""
+        item_indices, mask = pad_histories([sample.history for sample in samples])
+        return self.recommender.scores(item_indices.to(self.device), mask.to(self.device))
+
+
+def history_scorer(recommender: HistoryRecommender, device: torch.device | str | None = None) -> HistoryScorer:
     """Make the `score` argument of `evaluate_ranking` from a recommender over histories.
 
     Args:
@@ -135,11 +196,6 @@ def history_scorer(
         device: Where the histories are put; `None` is the CPU.
 
     Returns:
-        A function from samples to `[B, I]` scores.
+        A function from samples to `[B, I]` scores, which knows I.
     """
-
-    def score(samples: list[SampleT]) -> Tensor:
-        item_indices, mask = pad_histories([sample.history for sample in samples])
-        return recommender.scores(item_indices.to(device), mask.to(device))
-
-    return score
+    return HistoryScorer(recommender, device)

@@ -48,7 +48,7 @@ def target_ranks(
     if num_rows and target_array.dtype.kind not in "iu":
         raise InputError(f"targets must be integers (catalog indices), got {target_array.dtype}")
     target_array = target_array.astype(np.int64)
-    _check_indices("targets", target_array, num_items)
+    check_indices("targets", target_array, num_items)
     nan_rows = np.flatnonzero(np.isnan(score_array).any(axis=1))
     if nan_rows.size:
         raise InputError(
@@ -67,7 +67,7 @@ def target_ranks(
         raise InputError(f"seen must have one entry for each of the {num_rows} rows of scores, got {len(seen)}")
     seen_sets = [np.unique(np.asarray(list(row), dtype=np.int64)) for row in seen]
     seen_columns = np.concatenate(seen_sets) if seen_sets else np.empty(0, dtype=np.int64)
-    _check_indices("seen", seen_columns, num_items)
+    check_indices("seen", seen_columns, num_items)
     seen_rows = np.repeat(rows, [len(row) for row in seen_sets])
     seen_scores = score_array[seen_rows, seen_columns]
     seen_targets = target_scores[seen_rows, 0]
@@ -115,6 +115,25 @@ def standard_errors(ranks: ArrayLike, k: int = 10) -> dict[str, float]:
     return {f"{name}_se": float(values.std() / np.sqrt(values.size)) for name, values in _gains(ranks, k).items()}
 
 
+def check_indices(name: str, indices: np.ndarray, num_items: int) -> None:
+    """Refuse indices that lie outside the catalog.
+
+    Args:
+        name: What they are, for the message.
+        indices: Integers.
+        num_items: Catalog size I.
+
+    Raises:
+        InputError: One lies outside.
+    """
+    outside = indices[(indices < 0) | (indices >= num_items)]
+    if outside.size:
+        raise InputError(
+            f"{name} must be catalog indices from 0 to {num_items - 1}, got {outside[:5].tolist()}"
+            f"{' and more' if outside.size > 5 else ''}"
+        )
+
+
 def _gains(ranks: ArrayLike, k: int) -> dict[str, np.ndarray]:
     rank_array = _to_numpy(ranks).astype(np.float64)
     if rank_array.ndim != 1 or rank_array.size == 0:
@@ -141,12 +160,3 @@ def _to_numpy(values: ArrayLike) -> np.ndarray:
         return np.asarray(values)
     except ValueError as error:
         raise InputError(f"rows of an array must have equal lengths: {error}") from error
-
-
-def _check_indices(name: str, indices: np.ndarray, num_items: int) -> None:
-    outside = indices[(indices < 0) | (indices >= num_items)]
-    if outside.size:
-        raise InputError(
-            f"{name} must be catalog indices from 0 to {num_items - 1}, got {outside[:5].tolist()}"
-            f"{' and more' if outside.size > 5 else ''}"
-        )

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
 from ..data.samples import Sample
-from ..evaluation import RankingReport, evaluate_ranking
+from ..evaluation import RankingReport, catalog_ranks, rank_batches
 
 USERS_A_PASS = 1024
 
@@ -37,7 +37,7 @@ def rank_users(
     table = table.to(encoder.device)
     generator = torch.Generator().manual_seed(0)
 
-    def score(batch: Sequence[Sample]) -> Tensor:
+    def rank(batch: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
         histories = [sample.history for sample in batch]
         others = None
         if swap_collaborative:
@@ -52,6 +52,6 @@ def rank_users(
             description=description,
             collaborative_histories=others,
         )
-        return table.scores(users.to(encoder.device))
+        return catalog_ranks(users.to(encoder.device), table, [sample.target for sample in batch], histories)
 
-    return evaluate_ranking(score, samples, batch_size=USERS_A_PASS)
+    return rank_batches(rank, samples, batch_size=USERS_A_PASS)

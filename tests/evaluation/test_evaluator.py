@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from peft_bituning.errors import ConfigurationError, InputError
-from peft_bituning.evaluation import RankingReport, evaluate_ranking, history_scorer
+from peft_bituning.evaluation import RankingReport, evaluate_ranking, evaluator, history_scorer
 from peft_bituning.metrics import ranking_metrics, target_ranks
 from peft_bituning.recommenders import Popularity
 
@@ -49,6 +49,24 @@ def test_never_more_than_a_batch_is_scored():
 
     evaluate_ranking(score, make_rows(10), batch_size=4)
     assert sizes == [4, 4, 2]
+
+
+def test_a_scorer_that_knows_its_catalog_gets_fewer_rows(monkeypatch):
+    monkeypatch.setattr(evaluator, "MAX_SCORES", 12)
+    popularity = Popularity(4).fit([[0, 1, 1], [1, 2]])
+    sizes = []
+    scores = popularity.scores
+
+    def counted(item_indices, mask):
+        sizes.append(len(mask))
+        return scores(item_indices, mask)
+
+    monkeypatch.setattr(popularity, "scores", counted)
+    rows = make_rows(7, num_items=4)
+    small = evaluate_ranking(history_scorer(popularity), rows)
+    assert sizes == [3, 3, 1]
+    monkeypatch.undo()
+    assert small.metrics() == evaluate_ranking(history_scorer(popularity), rows).metrics()
 
 
 def test_both_filter_modes_are_reported_with_standard_errors():
