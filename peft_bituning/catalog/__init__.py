@@ -3,5 +3,6 @@
 from .encoder import HistoryEncoder
 from .index import ExactIndex
 from .item_table import ItemTable
+from .table_shards import TableShards
 
-__all__ = ["ExactIndex", "HistoryEncoder", "ItemTable"]
+__all__ = ["ExactIndex", "HistoryEncoder", "ItemTable", "TableShards"]

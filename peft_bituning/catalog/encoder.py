@@ -1,6 +1,9 @@
 """From histories to embeddings: prompts, the frozen recommender and the Bi-Tuning model together."""
 
+import logging
 from collections.abc import Sequence
+from copy import copy
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -8,9 +11,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.collator import HistoryBatch, HistoryCollator
+from ..data.prompts import PromptEncoder
 from ..errors import InputError
 from ..recommenders.base import IDRecommender
 from ..tuners.bituning import BiTuningOutput
+from .item_table import ItemTable
+from .table_file import non_finite_rows
+from .table_shards import TableShards
+
+logger = logging.getLogger(__name__)
 
 
 class HistoryEncoder:
@@ -122,8 +131,7 @@ class HistoryEncoder:
         world, rank = _processes() if distributed else (1, 0)
         mine = batches[rank::world]
         idle = -(-len(batches) // world) - len(mine) if hasattr(self.model, "unshard") else 0
-        rows: list[int] = []
-        parts: list[Tensor] = []
+        result: Tensor | None = None
         try:
             with tqdm(
                 total=sum(map(len, mine)), desc=description, unit="row", disable=not progress, leave=False
@@ -131,25 +139,25 @@ class HistoryEncoder:
                 for batch in mine:
                     others = collaborative_histories and [collaborative_histories[row] for row in batch]
                     output, _ = self.forward([histories[row] for row in batch], kind, others)
-                    parts.append(output["pooler_output"].float().cpu())
-                    rows.extend(batch)
+                    embeddings = output["pooler_output"].float().cpu()
+                    if result is None:
+                        result = embeddings.new_empty(len(histories), embeddings.shape[1])
+                    result[batch] = embeddings
                     bar.update(len(batch))
                 for batch in batches[:idle]:  # FSDP2: a forward pass gathers weights from all processes
                     self.forward([histories[row] for row in batch], kind)
         finally:
             self.model.train(was_training)
         if world > 1:
-            shares = gather_object([(rows, parts)])
-            rows = [row for share in shares for row in share[0]]
-            parts = [part for share in shares for part in share[1]]
-        if not parts:
+            own = [row for batch in mine for row in batch]
+            for rows, embeddings in gather_object([(own, None if result is None else result[own])]):
+                if rows:
+                    result = embeddings.new_empty(len(histories), embeddings.shape[1]) if result is None else result
+                    result[rows] = embeddings
+        if result is None:
             return torch.zeros(0, 0)
-        encoded = torch.cat(parts)
-        result = torch.empty_like(encoded)
-        result[torch.tensor(rows)] = encoded
-        finite = torch.isfinite(result).all(1)
-        if not bool(finite.all()):
-            bad = torch.nonzero(~finite).flatten()[:10].tolist()
+        bad = non_finite_rows(result)
+        if bad:
             raise InputError(
                 f"embeddings must be finite, got NaN or infinity in rows {bad} of {len(result)} ({description}); "
                 "a half-precision base model can overflow: load it in bfloat16 or float32"
@@ -170,6 +178,77 @@ class HistoryEncoder:
         """
         histories = [[index] for index in range(first, first + num_items)]
         return self.encode(histories, "item", distributed, progress, "encoding items")
+
+    def encode_items_into(
+        self, shards: TableShards, autocast: torch.dtype | None = None, progress: bool = False
+    ) -> ItemTable:
+        """Encode catalog items shard by shard into a mapped table; what a run before this one finished is kept.
+
+        Where several processes run, all of them must call this: each encodes shards of its own, all wait, and each
+        maps the whole table. A model in shards (FSDP2) is run by all processes on every shard.
+
+        Args:
+            shards: the folder, and which items.
+            autocast: forward passes under `torch.autocast` in this type; it becomes part of the shards' identity.
+                None leaves them in the model's own type.
+            progress: show a progress bar of this process's items.
+
+        Returns:
+            The table, in its file; nothing of it is held in memory.
+
+        Raises:
+            ArtifactError: the folder holds a table or shards of another identity, size or type.
+            InputError: an embedding that is not finite.
+        """
+        if autocast is not None:
+            shards = shards.identified(autocast=str(autocast).removeprefix("torch."))
+        world, rank = _processes()
+        shards.check()
+        if rank == 0:
+            shards.prepare()
+        if not all(_shared([rank > 0 or shards.is_complete()])):
+            whole = _shared([number for number in range(len(shards))[rank::world] if shards.is_whole(number)])
+            missing = sorted(set(range(len(shards))).difference(whole))
+            logger.info("%d of %d shards are there, %d are encoded", len(whole), len(shards), len(missing))
+            together = hasattr(self.model, "unshard")  # FSDP2: a forward pass gathers weights from all processes
+            mine = missing if together else missing[rank::world]
+            total = sum(len(shards.rows(number)) for number in mine)
+            with tqdm(total=total, desc="encoding items", unit="row", disable=not progress) as bar:
+                for number in mine:
+                    embeddings = self._encode_shard(shards.rows(number), together, autocast, progress)
+                    if rank == 0 or not together:
+                        shards.write(number, embeddings)
+                    bar.update(len(embeddings))
+            _shared([])
+            if rank == 0:
+                shards.assemble()
+            _shared([])
+        return shards.table()
+
+    def _encode_shard(self, items: range, distributed: bool, autocast: torch.dtype | None, progress: bool) -> Tensor:
+        prompts = self.collator.prompts
+        encoder = copy(self)
+        encoder.collator = copy(self.collator)
+        # anew for every shard: it keeps the tokens of each item that it ever saw
+        encoder.collator.prompts = PromptEncoder(
+            prompts.template,
+            prompts.tokenizer,
+            prompts.items,
+            prompts.max_length,
+            prompts.max_items,
+            prompts.max_item_tokens,
+        )
+        label = f"items {items.start} to {items.stop - 1}"
+        with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
+            embeddings = encoder.encode([[item] for item in items], "item", distributed, progress, label)
+        for name, count in encoder.collator.prompts.counts.items():
+            prompts.counts[name] += count
+        return embeddings
+
+
+def _shared(values: list[Any]) -> list[Any]:
+    """Return the values of all processes, which wait for one another here."""
+    return gather_object(values) if _processes()[0] > 1 else values
 
 
 def _processes() -> tuple[int, int]:

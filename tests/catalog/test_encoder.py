@@ -1,13 +1,22 @@
 """Encoding histories: order and batches do not matter, the collaborative information does."""
 
+import os
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
-from peft_bituning.catalog import HistoryEncoder
-from peft_bituning.errors import InputError
+from peft_bituning import LaserRecommender
+from peft_bituning.base_models import BaseModel
+from peft_bituning.catalog import HistoryEncoder, ItemTable, TableShards
+from peft_bituning.data import PromptEncoder
+from peft_bituning.data.collator import HistoryCollator
+from peft_bituning.errors import ArtifactError, InputError
 
 HISTORIES = [[0, 1, 2], [5], [], [3, 4, 5, 6, 7, 8, 9], [11, 10], [1, 0, 2], [7]]
 
@@ -118,3 +127,112 @@ def test_an_embedding_that_is_not_finite_is_named_by_its_row(encoder) -> None:
         assert not encoder.model.training
     finally:
         weight.data[own] = kept
+
+
+# ---------------------------------------------------------------------- into shards
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """Return a list that takes the catalog index of every item that is encoded from here on."""
+    seen: list[int] = []
+    forward = HistoryEncoder.forward
+
+    def counted(self: HistoryEncoder, histories: Any, *rest: Any) -> Any:
+        seen.extend(item for (item,) in histories)
+        return forward(self, histories, *rest)
+
+    monkeypatch.setattr(HistoryEncoder, "forward", counted)
+    return seen
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(1, 14), st.integers(1, 12), st.integers(0, 11))
+def test_shards_of_any_size_are_the_whole_table(encoder, tmp_path_factory, size: int, items: int, first: int) -> None:
+    items = min(items, 12 - first)
+    shards = TableShards(tmp_path_factory.mktemp("shards"), items, {}, size, first_item=first)
+    found = encoder.encode_items_into(shards).embeddings
+    expected = ItemTable.from_embeddings(encoder.encode_items(items, first)).embeddings
+    # Which items share a batch decides the order of some sums, and so the last bits.
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_a_second_run_encodes_only_what_is_missing(encoder, encoded, tmp_path) -> None:
+    shards = TableShards(tmp_path / "table", 12, {"weights": "a"}, shard_size=5)
+    table = encoder.encode_items_into(shards)
+    assert sorted(encoded) == list(range(12))
+    before = {path.name: path.stat().st_mtime_ns for path in shards.folder.iterdir()}
+    encoded.clear()
+    assert torch.equal(encoder.encode_items_into(shards).embeddings, table.embeddings)
+    assert encoded == []
+    assert {path.name: path.stat().st_mtime_ns for path in shards.folder.iterdir()} == before
+    (shards.folder / "item_table.safetensors").unlink()
+    assert torch.equal(encoder.encode_items_into(shards).embeddings, table.embeddings)
+    assert encoded == []
+    os.truncate(shards.path(1), shards.path(1).stat().st_size - 7)
+    os.truncate(shards.folder / "item_table.safetensors", 100)
+    assert torch.equal(encoder.encode_items_into(shards).embeddings, table.embeddings)
+    assert sorted(encoded) == [5, 6, 7, 8, 9]
+    for number in (0, 2):
+        assert shards.path(number).stat().st_mtime_ns == before[shards.path(number).name]
+
+
+def test_shards_of_other_weights_are_refused(encoder, encoded, tmp_path) -> None:
+    shards = TableShards(tmp_path, 12, {"weights": "a"}, shard_size=5)
+    encoder.encode_items_into(shards)
+    encoded.clear()
+    with pytest.raises(ArtifactError, match="is of another table: identity.weights was 'a' and is 'b'; give another"):
+        encoder.encode_items_into(replace(shards, identity={"weights": "b"}))
+    with pytest.raises(ArtifactError, match="identity.autocast was None and is 'bfloat16'"):
+        encoder.encode_items_into(shards, autocast=torch.bfloat16)
+    assert encoded == []
+
+
+def test_bfloat16_is_near_float32(encoder, trained, tmp_path) -> None:
+    exact = ItemTable.from_embeddings(encoder.encode_items(12)).embeddings
+    whole = TableShards(tmp_path / "whole", 12, {}, shard_size=5)
+    halves = TableShards(tmp_path / "halves", 12, {}, shard_size=5, dtype=torch.bfloat16)
+    under_autocast = encoder.encode_items_into(whole, autocast=torch.bfloat16).embeddings
+    stored = encoder.encode_items_into(halves).embeddings
+    smallest = encoder.encode_items_into(replace(halves, folder=tmp_path / "both"), autocast=torch.bfloat16).embeddings
+    base = LlamaForCausalLM.from_pretrained(trained.base_folder, dtype=torch.bfloat16)
+    tokenizer = trained.recommender.base.tokenizer
+    loaded = LaserRecommender.from_pretrained(
+        trained.folder, base_model=BaseModel(base, tokenizer, "tiny-llama", is_local=True), device="cpu"
+    )
+    in_halves = loaded.encoder.encode_items_into(
+        TableShards(tmp_path / "model", 12, {"dtype": "bfloat16"}, shard_size=5), autocast=torch.bfloat16
+    ).embeddings
+    assert under_autocast.dtype == in_halves.dtype == torch.float32
+    assert stored.dtype == smallest.dtype == torch.bfloat16
+    assert torch.equal(stored, exact.bfloat16())
+    assert not torch.equal(under_autocast, exact) and not torch.equal(in_halves, exact)
+    for rows in (under_autocast, stored, smallest, in_halves):
+        assert float(torch.nn.functional.cosine_similarity(rows.float(), exact).min()) > 0.99
+
+
+def test_prompts_cut_are_counted_and_their_tokens_are_not_kept(trained, tmp_path) -> None:
+    made = trained.recommender.encoder
+    old = made.collator.prompts
+    prompts = PromptEncoder(old.template, old.tokenizer, old.items, old.max_length, max_item_tokens=12)
+    collator = HistoryCollator(prompts, made.collator.pad_token_id, made.collator.max_items)
+    encoder = HistoryEncoder(made.model, collator, made.recommender, made.device)
+    encoder.encode_items_into(TableShards(tmp_path, 12, {}, shard_size=4))
+    assert prompts.counts["items_cut"] == 2 * 12  # once for its length, once for its batch
+    assert not prompts._bodies
+
+
+def test_an_item_that_is_not_finite_is_named_by_its_shard(encoder, tmp_path) -> None:
+    weight = encoder.model.get_input_embeddings().weight
+    others = encoder.collator([[item] for item in range(12) if item != 7]).input_ids.flatten().tolist()
+    own = min(set(encoder.collator([[7]]).input_ids[0].tolist()) - set(others))
+    kept = weight[own].detach().clone()
+    weight.data[own] = float("nan")
+    shards = TableShards(tmp_path, 12, {}, shard_size=5)
+    try:
+        with pytest.raises(InputError, match=r"in rows \[2\] of 5 \(items 5 to 9\); a half-precision base model can"):
+            encoder.encode_items_into(shards)
+    finally:
+        weight.data[own] = kept
+    assert [shards.is_whole(number) for number in range(3)] == [True, False, False]
+    assert encoder.encode_items_into(shards).embeddings.shape == (12, 32)

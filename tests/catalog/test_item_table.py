@@ -1,5 +1,7 @@
 """The item table against numpy, and its file."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from peft_bituning.catalog import ItemTable
+from peft_bituning.catalog import ItemTable, table_file
 from peft_bituning.errors import ArtifactError, InputError
 
 
@@ -31,6 +33,29 @@ def test_scores_are_cosines(items: int, width: int, users: int, seed: int) -> No
 def test_half_precision_is_widened_before_it_is_normalised() -> None:
     rows = torch.full((1, 4), 200.0, dtype=torch.float16)  # its square sum would overflow
     assert ItemTable.from_embeddings(rows).embeddings.tolist() == [[0.5] * 4]
+
+
+def test_bfloat16_rows_are_scored_in_float32(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(50, 24, generator=generator), dim=1).bfloat16()
+    users = torch.randn(3, 24, generator=generator)
+    monkeypatch.setattr(table_file, "CHUNK_BYTES", 7 * 48)  # seven rows
+    found = ItemTable(rows).scores(users)
+    left, right = users.double().numpy(), rows.double().numpy()
+    expected = left @ right.T / np.linalg.norm(left, axis=1, keepdims=True)
+    assert found.dtype == torch.float32
+    assert found.numpy() == pytest.approx(expected, abs=1e-6)
+    cosines = expected / np.linalg.norm(right, axis=1)
+    assert found.numpy() == pytest.approx(cosines, abs=4e-3)
+
+
+def test_a_bfloat16_table_is_extended_saved_and_loaded_as_one(tmp_path) -> None:
+    table = ItemTable(torch.eye(3).bfloat16()).extended(torch.tensor([[0.0, 3.0, 4.0]]))
+    assert table.embeddings.dtype == torch.bfloat16
+    table.save(tmp_path / "table.safetensors")
+    again = ItemTable.load(tmp_path / "table.safetensors", 4)
+    assert torch.equal(again.embeddings, table.embeddings) and again.embeddings.dtype == torch.bfloat16
+    assert again.checksum() == table.checksum()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -72,14 +97,31 @@ def test_saving_keeps_every_bit(table, tmp_path) -> None:
     assert again.checksum() == table.checksum()
 
 
+def test_the_file_is_the_one_that_safetensors_writes(table, tmp_path) -> None:
+    table.save(tmp_path / "ours.safetensors")
+    save_file({"embeddings": table.embeddings}, tmp_path / "theirs.safetensors")
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    assert table.checksum() == hashlib.sha256(table.embeddings.numpy().tobytes()).hexdigest()
+
+
+def test_a_table_is_saved_over_the_file_that_it_is_mapped_from(tmp_path) -> None:
+    path = tmp_path / "table.safetensors"
+    ItemTable.from_embeddings(torch.randn(60_000, 8, generator=torch.Generator().manual_seed(2))).save(path)
+    mapped = ItemTable.load(path)
+    before = mapped.checksum()
+    mapped.save(path)
+    assert mapped.checksum() == ItemTable.load(path, 60_000).checksum() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ({"embeddings": torch.ones(4, 3)}, "must have 5 rows, one an item, got 4"),
         ({"embedding": torch.ones(5, 3)}, "must hold one tensor `embeddings`, got embedding;"),
         ({"embeddings": torch.ones(5, 3), "more": torch.ones(1)}, "one tensor `embeddings`, got embeddings, more;"),
-        ({"embeddings": torch.ones(15)}, r"must be \[I, D\] torch.float32, got \[15\] torch.float32"),
-        ({"embeddings": torch.ones(5, 3).half()}, r"must be \[I, D\] torch.float32, got \[5, 3\] torch.float16"),
+        ({"embeddings": torch.ones(15)}, r"must be \[I, D\] torch.float32 or torch.bfloat16, got \[15\] torch.float32"),
+        ({"embeddings": torch.ones(5, 3).half()}, r"or torch.bfloat16, got \[5, 3\] torch.float16; save"),
         ({"embeddings": torch.full((5, 3), float("nan"))}, "must be finite, got NaN or infinity"),
     ],
 )
