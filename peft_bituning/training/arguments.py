@@ -28,6 +28,13 @@ class LaserArguments:
     )
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Training rows a process and step."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Rows a process and encoding step."})
+    max_tokens_per_pass: int | None = field(
+        default=None,
+        metadata={
+            "help": "Token slots of a training pass at most, virtual tokens and padding among them: a step's rows take "
+            "as many passes as that needs; None is one."
+        },
+    )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Steps an optimizer update."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of stage 1."})
     stage2_learning_rate: float | None = field(
@@ -42,6 +49,13 @@ class LaserArguments:
     )
     cuts: str = field(
         default="every_cut", metadata={"help": "Training rows a user: every_cut, random_cut or last_cut."}
+    )
+    group_cuts: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Put a user's training rows into the same updates, so that they run in one pass where the prefix "
+            "is the same for all; None: where it is."
+        },
     )
     max_samples_per_epoch: int | None = field(
         default=None, metadata={"help": "Training rows an epoch at most, drawn anew each epoch; None is all."}
@@ -98,7 +112,7 @@ class LaserArguments:
         for name in ("max_samples_per_epoch", "max_validation_users", "max_history", "max_item_tokens"):
             if getattr(self, name) is not None:
                 self._at_least(1, name)
-        for name in ("loss_chunk_size", "recommender_epochs", "max_collaborative_states"):
+        for name in ("loss_chunk_size", "recommender_epochs", "max_collaborative_states", "max_tokens_per_pass"):
             if getattr(self, name) is not None:
                 self._at_least(1, name)
         for name in ("learning_rate", "stage2_learning_rate", "temperature", "max_grad_norm"):

@@ -3,38 +3,76 @@
 import random
 from collections.abc import Sequence
 
-BUCKET_BATCHES = 32
+BUCKET_BATCHES = 128  # updates that are sorted together; enough that padding stays below 5 % of real histories
+LOOK_AHEAD = 32  # runs
 
 
-def plan_updates(lengths: Sequence[int], rows_per_update: int, seed: int, epoch: int) -> list[list[int]]:
+def plan_updates(
+    lengths: Sequence[int], rows_per_update: int, seed: int, epoch: int, users: Sequence[int] | None = None
+) -> list[list[int]]:
     """Group the rows of an epoch into updates of similar length, in random order.
 
-    Rows are shuffled, sorted by length within pools of some 32 updates, cut into updates, and the updates
-    shuffled: little padding, and still another grouping every epoch.
+    Rows are shuffled, sorted by length within pools of 128 updates, cut into updates, and the updates
+    shuffled: little padding, and still another grouping every epoch. With `users`, what is shuffled and sorted are
+    runs of a user's rows, the shortest first, so that an update holds whole runs as far as they fit.
 
     Args:
         lengths: tokens of each row.
         rows_per_update: rows an optimizer update, over all processes and accumulation steps.
         seed: seed of the run.
         epoch: number of the epoch over both stages.
+        users: the user of each row, to keep a user's rows together; None does not.
 
     Returns:
         Row numbers, one list an update; one of them may be shorter.
     """
     generator = random.Random(f"updates/{seed}/{epoch}")
-    rows = list(range(len(lengths)))
-    generator.shuffle(rows)
-    pool = rows_per_update * BUCKET_BATCHES
+    runs = [[row] for row in range(len(lengths))] if users is None else _runs(lengths, users, rows_per_update)
+    generator.shuffle(runs)
+    waiting = runs[::-1]
     updates: list[list[int]] = []
-    for start in range(0, len(rows), pool):
-        bucket = sorted(rows[start : start + pool], key=lambda row: lengths[row])
-        updates.extend(bucket[first : first + rows_per_update] for first in range(0, len(bucket), rows_per_update))
+    while waiting:
+        bucket: list[list[int]] = []
+        room = rows_per_update * BUCKET_BATCHES
+        while waiting and room:
+            run = waiting.pop()
+            bucket.append(run[:room])
+            if run[room:]:
+                waiting.append(run[room:])
+            room -= len(bucket[-1])
+        bucket.sort(key=lambda run: lengths[run[-1]])
+        updates.extend(_fill(bucket, rows_per_update))
     generator.shuffle(updates)
     return updates
 
 
+def _runs(lengths: Sequence[int], users: Sequence[int], longest: int) -> list[list[int]]:
+    """Return each user's rows by length, in runs of `longest` rows at most."""
+    rows_of: dict[int, list[int]] = {}
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        rows_of.setdefault(users[row], []).append(row)
+    return [rows[first : first + longest] for rows in rows_of.values() for first in range(0, len(rows), longest)]
+
+
+def _fill(runs: list[list[int]], size: int) -> list[list[int]]:
+    """Make updates of `size` rows out of runs: the next run that fits; where none of the next few does, one is cut."""
+    updates: list[list[int]] = [[]]
+    while runs:
+        room = size - len(updates[-1])
+        if room == 0:
+            updates.append([])
+            continue
+        fitting = next((place for place, run in enumerate(runs[:LOOK_AHEAD]) if len(run) <= room), None)
+        if fitting is None:
+            updates[-1].extend(runs[0][:room])
+            runs[0] = runs[0][room:]
+        else:
+            updates[-1].extend(runs.pop(fitting))
+    return updates
+
+
 def share_of(update: Sequence[int], process: int, num_processes: int, accumulation: int) -> list[list[int]]:
-    """Cut one update into the micro-batches of one process.
+    """Cut one update into the micro-batches of one process, neighbours together.
 
     Args:
         update: row numbers.
@@ -47,4 +85,35 @@ def share_of(update: Sequence[int], process: int, num_processes: int, accumulati
         occurs once.
     """
     slots = num_processes * accumulation
-    return [list(update[step * num_processes + process :: slots]) for step in range(accumulation)]
+    each, more = divmod(len(update), slots)
+    starts = [slot * each + min(slot, more) for slot in range(slots + 1)]
+    return [list(update[starts[slot] : starts[slot + 1]]) for slot in range(process, slots, num_processes)]
+
+
+def split_by_tokens(
+    rows: Sequence[int], lengths: Sequence[int], max_tokens: int, users: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Cut a micro-batch into passes whose token slots, padding among them, stay within a budget.
+
+    Args:
+        rows: row numbers, neighbours of similar length.
+        lengths: tokens of each of them, virtual ones among them.
+        max_tokens: slots a pass at most, `rows x longest`; a longer row runs alone.
+        users: the user of each of them where a user's rows take one pass, the longest row and a token for each other.
+
+    Returns:
+        One list a pass, in order; at least one.
+    """
+    passes: list[list[int]] = [[]]
+    longest, hosts = 0, set[int]()
+    for place, row in enumerate(rows):
+        host = row if users is None else users[place]
+        width, count = max(longest, lengths[place]), len(hosts | {host})
+        slots = width * count + len(passes[-1]) + 1 - count
+        if passes[-1] and slots > max_tokens:
+            passes.append([])
+            width, hosts = lengths[place], set()
+        passes[-1].append(row)
+        longest = width
+        hosts.add(host)
+    return passes

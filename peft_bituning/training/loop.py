@@ -18,7 +18,7 @@ from ..losses import catalog_contrastive_loss
 from ..tuners.bituning import BiTuningOutput
 from ..tuners.bituning.encoders.mformer import row_scores
 from .arguments import LaserArguments
-from .batches import share_of
+from .batches import share_of, split_by_tokens
 from .sharding import average_gradients
 
 AFTER_NON_FINITE = (
@@ -38,6 +38,8 @@ class UpdateLoop:
         arguments: the run's settings.
         aux_loss_coef: lambda.
         num_updates: updates of the stage, for the learning-rate schedule.
+        num_virtual_tokens: a row's tokens beside its text, for `arguments.max_tokens_per_pass`.
+        one_pass_a_user: a user's rows run in one.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class UpdateLoop:
         arguments: LaserArguments,
         aux_loss_coef: float,
         num_updates: int,
+        num_virtual_tokens: int = 0,
+        one_pass_a_user: bool = False,
     ) -> None:
         self.accelerator = accelerator
         self.encoder = encoder
@@ -56,6 +60,8 @@ class UpdateLoop:
         self.optimizer = optimizer
         self.arguments = arguments
         self.aux_loss_coef = aux_loss_coef
+        self.num_virtual_tokens = num_virtual_tokens
+        self.one_pass_a_user = one_pass_a_user
         self.scheduler = get_cosine_schedule_with_warmup(
             optimizer, int(arguments.warmup_ratio * num_updates), num_updates
         )
@@ -78,13 +84,12 @@ class UpdateLoop:
         Raises:
             NonFiniteLossError: the loss or a gradient is not a finite number; nothing was updated.
         """
-        accelerator, accumulation = self.accelerator, self.arguments.gradient_accumulation_steps
-        world = accelerator.num_processes
-        shares = [share_of(rows, process, world, accumulation) for process in range(world)]
+        accelerator, world = self.accelerator, self.accelerator.num_processes
+        shares = self._passes(samples, rows)
         sums = torch.zeros(3, device=accelerator.device)  # contrastive, aux, tokens
         experts: Tensor | None = None
         for step, share in enumerate(shares[accelerator.process_index]):
-            last = step == accumulation - 1
+            last = step == len(shares[0]) - 1
             part = sum(len(each[step]) for each in shares) / len(rows)  # of the update's rows, over all processes
             with nullcontext() if last else accelerator.no_sync(self.model):
                 output, batch = self._forward(samples, share, rows[0])
@@ -96,6 +101,7 @@ class UpdateLoop:
                     self.arguments.temperature,
                     self.arguments.loss_chunk_size,
                     reduction="none",
+                    is_normalized=True,
                 )
                 weight = 1.0 if share else 0.0
                 contrastive = losses.sum() * (weight / len(rows))
@@ -133,6 +139,23 @@ class UpdateLoop:
             "expert_rows": [] if experts is None else accelerator.reduce(experts, reduction="sum").tolist(),
             "tokens": int(sums[2]),
         }
+
+    def _passes(self, samples: Sequence[Sample], rows: Sequence[int]) -> list[list[list[int]]]:
+        """Cut an update into the passes of each process; all make as many, the last of some without rows."""
+        world = self.accelerator.num_processes
+        passes: list[list[list[int]]] = []
+        for process in range(world):
+            passes.append([])
+            for share in share_of(rows, process, world, self.arguments.gradient_accumulation_steps):
+                if self.arguments.max_tokens_per_pass is None:
+                    passes[-1].append(share)
+                    continue
+                histories = [samples[row].history for row in share]
+                lengths = [self.encoder.collator.length(each) + self.num_virtual_tokens for each in histories]
+                users = [samples[row].user for row in share] if self.one_pass_a_user else None
+                passes[-1].extend(split_by_tokens(share, lengths, self.arguments.max_tokens_per_pass, users))
+        most = max(map(len, passes))
+        return [own + [[]] * (most - len(own)) for own in passes]
 
     def _forward(
         self, samples: Sequence[Sample], share: Sequence[int], idle_row: int

@@ -32,7 +32,8 @@ class ItemSide:
     def from_tensors(cls, epoch: int, tensors: Weights) -> "ItemSide":
         """Build the item side from what `to_tensors` returned."""
         weights = {name.removeprefix("weights."): value for name, value in tensors.items() if name != "table"}
-        return cls(epoch, weights, ItemTable(tensors["table"]))
+        # In memory of its own: where a mapped file places the table changes the last bits of products with it.
+        return cls(epoch, weights, ItemTable(tensors["table"].clone()))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
 from ..data.samples import LeaveOneOut, Sample
 from ..errors import CheckpointError, InputError, NonFiniteLossError
+from ..tuners.bituning import BiTuningModel, PrefixEncoder
 from .arguments import LaserArguments
 from .batches import plan_updates
 from .checkpoint import (
@@ -230,6 +231,17 @@ class TwoStageTraining:
     def _progress(self) -> bool:
         return self.accelerator.is_main_process and not self.arguments.disable_tqdm
 
+    @property
+    def _one_pass_a_user(self) -> bool:
+        """Whether a user's rows are put together; an encoder that reads nothing of a row gives all the same prefix."""
+        if self.arguments.group_cuts is not None:
+            return self.arguments.group_cuts
+        return not self._prefix_encoder.needs_collaborative
+
+    @property
+    def _prefix_encoder(self) -> PrefixEncoder:
+        return cast(BiTuningModel, self.model.base_model).prefix_encoder
+
     def _epoch_number(self) -> int:
         return self.state.epoch + (self.arguments.stage1_epochs if self.state.stage == 2 else 0)
 
@@ -240,7 +252,8 @@ class TwoStageTraining:
 
     def _plan(self, samples: Sequence[Sample], epoch: int) -> list[list[int]]:
         lengths = [self.encoder.collator.length(sample.history) for sample in samples]
-        return plan_updates(lengths, self.rows_per_update, self.arguments.seed, epoch)
+        users = [sample.user for sample in samples] if self._one_pass_a_user else None
+        return plan_updates(lengths, self.rows_per_update, self.arguments.seed, epoch, users)
 
     def _encode_items(self) -> ItemTable:
         embeddings = self.encoder.encode_items(self.num_items, distributed=True, progress=self._progress)
@@ -274,6 +287,8 @@ class TwoStageTraining:
             arguments,
             getattr(config, "router_aux_loss_coef", 0.0),
             updates * epochs,
+            self._prefix_encoder.num_tokens + 1,
+            self._one_pass_a_user,
         )
         return self._loop
 
