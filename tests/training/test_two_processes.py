@@ -26,13 +26,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) ->
     root = tmp_path_factory.mktemp("processes")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"}
     started = []
-    for kind in ("one", *KINDS):
+    for kind in ("one", *KINDS, "one budget", "ddp budget"):
+        launcher, *more = kind.split()
         settings = ["--num_processes", "1", "--cpu"]
-        if kind in KINDS:
-            settings = ["--config_file", str(CONFIGS / f"{kind}.yaml"), "--main_process_port", "0"]
-        rows = 2 if kind in KINDS else 4
+        if launcher in KINDS:
+            settings = ["--config_file", str(CONFIGS / f"{launcher}.yaml"), "--main_process_port", "0"]
+        rows = "2" if launcher in KINDS else "4"
         places = [str(tiny_base_folder), str(root / kind)]
-        command = [sys.executable, "-m", "accelerate.commands.launch", *settings, str(SCRIPT), *places, str(rows)]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *settings, str(SCRIPT), *places, rows, *more]
         log = (root / f"{kind}.log").open("w")
         started.append((kind, subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
     for kind, process in started:
@@ -74,6 +75,15 @@ def test_losses(results: Results, kind: str) -> None:
     for left, right in zip(one, two, strict=True):
         assert {**left, "grad_norm": 0} == pytest.approx({**right, "grad_norm": 0}, abs=1e-5, rel=1e-5)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+
+
+def test_losses_of_passes_within_a_budget(results: Results) -> None:
+    """Processes that need fewer passes than another wait for it; a user's cuts in one pass give the same losses."""
+    one, two = results["one budget"]["log_history"], results["ddp budget"]["log_history"]
+    assert len(one) == len(two) > 3 * 4
+    for left, right in zip(one, two, strict=True):
+        assert left["tokens"] == right["tokens"]
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

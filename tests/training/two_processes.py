@@ -1,4 +1,5 @@
-"""Train on one or more processes: `accelerate launch --config_file ... two_processes.py BASE_MODEL OUTPUT BATCH_SIZE`.
+"""Train on one or more processes: `accelerate launch --config_file ... two_processes.py BASE_MODEL OUTPUT BATCH_SIZE
+[budget]`; with `budget` a static prefix, every cut, and passes of few tokens.
 
 Each process writes how many items and users it encoded itself, and its share of the frozen weights.
 """
@@ -21,7 +22,7 @@ from peft_bituning.recommenders import Precomputed
 from peft_bituning.training import LaserArguments, fit
 
 
-def main(base_model: str, folder: Path, batch_size: int) -> None:
+def main(base_model: str, folder: Path, batch_size: int, budget: bool) -> None:
     """Train two epochs of stage 1 and one of stage 2 on 13 rows, four an update: the last update has one row."""
     torch.set_num_threads(1)
     if os.environ.get("ACCELERATE_USE_FSDP"):  # which accelerate shards on accelerators alone: let a CPU pass for one
@@ -55,10 +56,13 @@ def main(base_model: str, folder: Path, batch_size: int) -> None:
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=3,
         learning_rate=1e-2,
-        cuts="last_cut",
+        cuts="every_cut" if budget else "last_cut",
+        max_tokens_per_pass=180 if budget else None,
         logging_steps=1,
         disable_tqdm=True,
     )
+    if budget:
+        config.prefix_encoder = "static"
     found = fit(data, base_model=base_model, config=config, arguments=arguments, recommender=Precomputed(embeddings))
     frozen = [each for name, each in found.model.named_parameters() if "bituning_" not in name]
     here = sum((each.to_local() if isinstance(each, DTensor) else each).numel() for each in frozen)
@@ -67,4 +71,4 @@ def main(base_model: str, folder: Path, batch_size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] == ["budget"])
