@@ -6,13 +6,12 @@ from copy import copy
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.collator import HistoryBatch, HistoryCollator
 from ..data.prompts import PromptEncoder
-from ..errors import InputError
+from ..errors import ConfigurationError, InputError
 from ..recommenders.base import IDRecommender
 from ..tuners.bituning import BiTuningOutput
 from .item_table import ItemTable
@@ -33,6 +32,9 @@ class HistoryEncoder:
         batch_size: rows a forward pass.
         max_collaborative_states: the prefix encoder reads the recommender's states of so many newest items, each of
             them made from the whole history; None is all of them.
+
+    Raises:
+        ConfigurationError: a batch size below 1.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class HistoryEncoder:
         batch_size: int = 32,
         max_collaborative_states: int | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size must be >= 1, got {batch_size!r}")
         self.model = model
         self.collator = collator
         self.recommender = recommender
@@ -150,7 +154,7 @@ class HistoryEncoder:
             self.model.train(was_training)
         if world > 1:
             own = [row for batch in mine for row in batch]
-            for rows, embeddings in gather_object([(own, None if result is None else result[own])]):
+            for rows, embeddings in _gathered([(own, None if result is None else result[own])]):
                 if rows:
                     result = embeddings.new_empty(len(histories), embeddings.shape[1]) if result is None else result
                     result[rows] = embeddings
@@ -206,8 +210,8 @@ class HistoryEncoder:
         shards.check()
         if rank == 0:
             shards.prepare()
-        if not all(_shared([rank > 0 or shards.is_complete()])):
-            whole = _shared([number for number in range(len(shards))[rank::world] if shards.is_whole(number)])
+        if not all(_gathered([rank > 0 or shards.is_complete()])):
+            whole = _gathered([number for number in range(len(shards))[rank::world] if shards.is_whole(number)])
             missing = sorted(set(range(len(shards))).difference(whole))
             logger.info("%d of %d shards are there, %d are encoded", len(whole), len(shards), len(missing))
             together = hasattr(self.model, "unshard")  # FSDP2: a forward pass gathers weights from all processes
@@ -219,10 +223,10 @@ class HistoryEncoder:
                     if rank == 0 or not together:
                         shards.write(number, embeddings)
                     bar.update(len(embeddings))
-            _shared([])
+            _gathered([])
             if rank == 0:
                 shards.assemble()
-            _shared([])
+            _gathered([])
         return shards.table()
 
     def _encode_shard(self, items: range, distributed: bool, autocast: torch.dtype | None, progress: bool) -> Tensor:
@@ -246,9 +250,14 @@ class HistoryEncoder:
         return embeddings
 
 
-def _shared(values: list[Any]) -> list[Any]:
-    """Return the values of all processes, which wait for one another here."""
-    return gather_object(values) if _processes()[0] > 1 else values
+def _gathered(values: list[Any]) -> list[Any]:
+    """Return the values of all processes, first to last; they wait for one another here."""
+    world, _ = _processes()
+    if world == 1:
+        return values
+    shares: list[list[Any]] = [[] for _ in range(world)]
+    torch.distributed.all_gather_object(shares, values)  # accelerate's own gathers nothing where it saw no device
+    return [value for share in shares for value in share]
 
 
 def _processes() -> tuple[int, int]:

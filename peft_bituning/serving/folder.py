@@ -145,6 +145,34 @@ def read_folder(folder: Path) -> SavedParts:
     return SavedParts(settings, template, items, table, _read_recommender(folder, settings.recommender_hash))
 
 
+def item_identity(folder: Path) -> dict[str, Any]:
+    """Return what the item embeddings of a saved recommender depend on, as `TableShards` takes it.
+
+    Args:
+        folder: what `write_folder` wrote.
+
+    Returns:
+        JSON values: the language model's name and configuration, limits of a prompt, and the sha256 of the adapter
+        `items`, the ID recommender, the template and the catalog.
+
+    Raises:
+        ArtifactError: a file is missing, changed or damaged.
+    """
+    listed = check_manifest(folder, editable=[CARD_FILE])
+    settings = _read_settings(folder / SETTINGS_FILE, listed)
+    adapter = [f"{ITEM_ADAPTER}/{name}" for name in _ADAPTER_FILES]
+    files = [*adapter, TEMPLATE_FILE, ITEMS_FILE]
+    _check_listed(listed, files)
+    digests = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["sha256"]
+    return {
+        "base_model": settings.base_model,
+        "max_length": settings.max_length,
+        "max_item_tokens": settings.max_item_tokens,
+        "recommender": settings.recommender_hash,
+        **{name: digests[name] for name in files},
+    }
+
+
 def load_adapters(base: BaseModel, folder: Path) -> PeftModel:
     """Put both saved adapters on the language model, strictly.
 

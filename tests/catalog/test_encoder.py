@@ -16,7 +16,7 @@ from peft_bituning.base_models import BaseModel
 from peft_bituning.catalog import HistoryEncoder, ItemTable, TableShards
 from peft_bituning.data import PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
-from peft_bituning.errors import ArtifactError, InputError
+from peft_bituning.errors import ArtifactError, ConfigurationError, InputError
 
 HISTORIES = [[0, 1, 2], [5], [], [3, 4, 5, 6, 7, 8, 9], [11, 10], [1, 0, 2], [7]]
 
@@ -86,6 +86,11 @@ def test_items_are_one_item_histories(encoder) -> None:
     expected = encoder.encode([[3], [4], [5], [6]], kind="item")
     assert found.shape == (4, 32)
     assert torch.equal(found, expected)
+
+
+def test_a_batch_has_rows(encoder) -> None:
+    with pytest.raises(ConfigurationError, match="batch_size must be >= 1, got 0"):
+        HistoryEncoder(encoder.model, encoder.collator, None, encoder.device, batch_size=0)
 
 
 def test_no_history_gives_no_row(encoder) -> None:

@@ -4,6 +4,7 @@ Where a file is changed here, the manifest is often rewritten too (`sign`), so t
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from transformers import LlamaForCausalLM
 
 from peft_bituning import LaserRecommender, prefix_encoders
 from peft_bituning.base_models import BaseModel
+from peft_bituning.catalog import ItemTable
 from peft_bituning.errors import AdapterLoadError, ArtifactError, ConfigurationError
 from peft_bituning.recommenders import build_recommender
+from peft_bituning.serving.folder import item_identity
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -263,3 +266,51 @@ def test_another_type_of_weights_is_still_the_same_language_model(copied, traine
     recommender = LaserRecommender.from_pretrained(copied, base_model=trained.base_folder, dtype=torch.bfloat16)
     exact = trained.recommender.encode_users([["007", "8"]], normalize_embeddings=True)
     assert recommender.encode_users([["007", "8"]], normalize_embeddings=True) == pytest.approx(exact, abs=0.1)
+
+
+# ---------------------------------------------------------------------- the item table
+
+
+def test_a_recommender_is_saved_over_the_folder_that_its_table_is_mapped_from(copied, load) -> None:
+    recommender = load()
+    before = recommender.recommend([["007", "8"]], k=5)
+    for _ in range(2):
+        recommender.save_pretrained(copied)
+    assert recommender.recommend([["007", "8"]], k=5) == load().recommend([["007", "8"]], k=5) == before
+
+
+def test_a_bfloat16_table_is_saved_and_loaded(copied, load, tmp_path) -> None:
+    recommender = load()
+    recommender.table = ItemTable(recommender.table.embeddings.bfloat16())
+    recommender.save_pretrained(copied)
+    again = load()
+    assert again.table.embeddings.dtype == torch.bfloat16
+    again.add_items([{"item_id": "new", "title": "Gold ladder"}])
+    assert again.table.embeddings.dtype == torch.bfloat16 and len(again.recommend([["new"]], k=20)[0]) == 12
+
+
+def test_the_identity_of_item_embeddings(copied, sign, trained) -> None:
+    before = item_identity(copied)
+    assert before == item_identity(trained.folder) == json.loads(json.dumps(before))
+    assert before["recommender"] == trained.recommender.recommender.content_hash()
+    for name in (ADAPTER, "recommender/config.json", "README.md"):  # what users alone depend on, or nothing
+        (copied / name).write_bytes((copied / name).read_bytes() + b" ")
+    sign(copied)
+    assert item_identity(copied) == before
+    settings = json.loads((copied / "laser.json").read_text())
+    (copied / "laser.json").write_text(json.dumps({**settings, "max_length": 77, "max_collaborative_items": 9}))
+    (copied / "catalog" / "items.jsonl").write_text('{"item_id": "a"}\n')
+    sign(copied)
+    changed = {key for key, value in item_identity(copied).items() if before[key] != value}
+    assert changed == {"max_length", "catalog/items.jsonl"}
+
+
+@pytest.mark.parametrize("name", [f"items/{ADAPTER}", "template.json", "catalog/items.jsonl"])
+def test_the_identity_of_a_damaged_folder(copied, sign, name: str) -> None:
+    os.truncate(copied / name, 5)
+    with pytest.raises(ArtifactError, match=f"1 files are not the ones that were saved .* first {name}"):
+        item_identity(copied)
+    (copied / name).unlink()
+    sign(copied)
+    with pytest.raises(ArtifactError, match=f"manifest.json must list every file of the folder, but leaves out {name}"):
+        item_identity(copied)
