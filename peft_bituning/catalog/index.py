@@ -4,12 +4,26 @@ Shapes: `B` queries, `D` width, `I` catalog items, `k` results.
 """
 
 from collections.abc import Collection, Sequence
+from math import isfinite
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import ConfigurationError, InputError
+
+
+class ItemIndex(Protocol):
+    """What answers top-k queries over a catalog."""
+
+    def search(
+        self,
+        queries: Tensor,
+        k: int,
+        exclude: Sequence[Collection[int]] | None = None,
+        candidates: Sequence[int] | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `ExactIndex.search`."""
 
 
 class ExactIndex:
@@ -30,9 +44,8 @@ class ExactIndex:
         for name, size in (("chunk_size", chunk_size), ("item_chunk_size", item_chunk_size)):
             if size < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {size!r}")
-        if embeddings.ndim != 2 or 0 in embeddings.shape:
-            raise InputError(f"embeddings must have shape [items, width], got {list(embeddings.shape)}")
-        self.embeddings = _normalised("embeddings", embeddings)
+        check_embeddings(embeddings)
+        self.embeddings = normalised("embeddings", embeddings)
         self.chunk_size = chunk_size
         self.item_chunk_size = item_chunk_size
 
@@ -64,76 +77,192 @@ class ExactIndex:
             InputError: Shapes do not fit, an index lies outside the catalog, or a query is not finite.
             ConfigurationError: `k` is below 1.
         """
-        if k < 1:
-            raise ConfigurationError(f"k must be at least 1, got {k!r}")
-        if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
-            raise InputError(f"queries must have shape [rows, {self.embeddings.shape[1]}], got {list(queries.shape)}")
-        if exclude is not None and len(exclude) != len(queries):
-            raise InputError(f"exclude must have one entry for each of the {len(queries)} queries, got {len(exclude)}")
-        device = self.embeddings.device
-        queries = _normalised("queries", queries.to(device))
-        columns = None if candidates is None else self._candidate_columns(candidates)
-        scores = torch.full((len(queries), k), float("-inf"), device=device)
-        indices = torch.full((len(queries), k), -1, dtype=torch.long, device=device)
+        queries = checked_queries(self.embeddings, queries, k, exclude)
+        columns = None if candidates is None else checked_candidates(self.embeddings, candidates)
+        if len(queries) <= self.chunk_size:
+            return self._search(queries, k, exclude, columns)
+        scores = queries.new_empty(len(queries), k)
+        indices = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
         for start in range(0, len(queries), self.chunk_size):
-            stop = min(start + self.chunk_size, len(queries))
-            excluded = None if exclude is None else self._cells(exclude[start:stop])
-            for first in range(0, len(self), self.item_chunk_size):
-                block, found = self._score(queries[start:stop], first, excluded, columns)
-                if block.shape[1]:
-                    best, places = _stable_top_k(block, min(k, block.shape[1]))
-                    # what was found before stands first: ties go to the lower index
-                    best = torch.cat([scores[start:stop], best], dim=1)
-                    places = torch.cat([indices[start:stop], found[places]], dim=1)
-                    scores[start:stop], order = (part[:, :k] for part in best.sort(dim=1, descending=True, stable=True))
-                    indices[start:stop] = places.gather(1, order)
-        return scores, indices.masked_fill_(scores == float("-inf"), -1)
+            rows = slice(start, start + self.chunk_size)
+            left_out = None if exclude is None else exclude[rows]
+            scores[rows], indices[rows] = self._search(queries[rows], k, left_out, columns)
+        return scores, indices
+
+    def _search(
+        self, queries: Tensor, k: int, exclude: Sequence[Collection[int]] | None, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Search for a chunk of queries, in one chunk of items after the other."""
+        excluded = None if exclude is None else self._cells(exclude)
+        found: tuple[Tensor, Tensor] | None = None
+        for first in range(0, len(self), self.item_chunk_size):
+            block, indices = self._score(queries, first, excluded, columns)
+            if not block.shape[1]:
+                continue
+            scores, places = stable_top_k(block, min(k, block.shape[1]))
+            if indices is not None:
+                places = indices[places]
+            elif first:
+                places = places + first
+            if found is not None:
+                # what was found before stands first: ties go to the lower index
+                scores, order = torch.cat([found[0], scores], dim=1).sort(dim=1, descending=True, stable=True)
+                scores, places = scores[:, :k], torch.cat([found[1], places], dim=1).gather(1, order[:, :k])
+            found = scores, places
+        if found is None:
+            found = (
+                queries.new_empty(len(queries), 0),
+                torch.empty(len(queries), 0, dtype=torch.long, device=queries.device),
+            )
+        return padded(*found, k)
 
     def _score(
         self, queries: Tensor, first: int, excluded: tuple[Tensor, Tensor] | None, columns: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the scores [B, <= item_chunk_size] of a chunk of items from `first` on, and their indices."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the scores [B, <= item_chunk_size] of a chunk of items from `first` on, and whose they are.
+
+        The latter is None where they are the whole chunk's.
+        """
         items = self.embeddings[first : first + self.item_chunk_size]
         block = queries @ items.T
         if excluded is not None:
             rows, cells = excluded
-            here = (cells >= first) & (cells < first + len(items))
-            block[rows[here], cells[here] - first] = float("-inf")
+            if len(items) < len(self):
+                here = (cells >= first) & (cells < first + len(items))
+                rows, cells = rows[here], cells[here] - first
+            block[rows, cells] = float("-inf")
         if columns is None:
-            return block, torch.arange(first, first + len(items), device=block.device)
+            return block, None
         # the whole chunk is multiplied, so that candidates cannot change a score's last bit
         here = columns[(columns >= first) & (columns < first + len(items))]
         return block[:, here - first], here
 
-    def _candidate_columns(self, candidates: Sequence[int] | Tensor) -> Tensor:
-        columns = torch.as_tensor(candidates, dtype=torch.long, device=self.embeddings.device).flatten().unique()
-        self._check_range("candidates", columns)
-        return columns
-
     def _cells(self, exclude: Sequence[Collection[int]]) -> tuple[Tensor, Tensor]:
-        device = self.embeddings.device
-        rows = torch.repeat_interleave(torch.tensor([len(row) for row in exclude], dtype=torch.long))
-        columns = torch.tensor([item for row in exclude for item in row], dtype=torch.long)
-        self._check_range("exclude", columns)
-        return rows.to(device), columns.to(device)
-
-    def _check_range(self, name: str, columns: Tensor) -> None:
-        outside = columns[(columns < 0) | (columns >= len(self))]
-        if len(outside):
-            raise InputError(f"{name} must be catalog indices from 0 to {len(self) - 1}, got {outside[:5].tolist()}")
+        rows = [row for row, items in enumerate(exclude) for _ in items]
+        columns = [item for items in exclude for item in items]
+        cells = torch.tensor([rows, columns], dtype=torch.long).to(self.embeddings.device)
+        return cells[0], cells[1]
 
 
-def _normalised(name: str, vectors: Tensor) -> Tensor:
+def check_embeddings(embeddings: Tensor) -> None:
+    """Refuse embeddings that are no table.
+
+    Args:
+        embeddings: `[I, D]`.
+
+    Raises:
+        InputError: The shape is another, or empty.
+    """
+    if embeddings.ndim != 2 or 0 in embeddings.shape:
+        raise InputError(f"embeddings must have shape [items, width], got {list(embeddings.shape)}")
+
+
+def checked_queries(embeddings: Tensor, queries: Tensor, k: int, exclude: Sequence[Collection[int]] | None) -> Tensor:
+    """Refuse a search that an index cannot answer.
+
+    Args:
+        embeddings: `[I, D]`, the index's.
+        queries: `[B, D]`.
+        k: Number of results.
+        exclude: For each query the catalog indices to leave out.
+
+    Returns:
+        The queries `[B, D]` float32, each of length 1, on the device of the embeddings.
+
+    Raises:
+        InputError: Shapes do not fit, an index lies outside the catalog, or a query is not finite.
+        ConfigurationError: `k` is below 1.
+    """
+    num_items, width = embeddings.shape
+    if k < 1:
+        raise ConfigurationError(f"k must be at least 1, got {k!r}")
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise InputError(f"queries must have shape [rows, {width}], got {list(queries.shape)}")
+    if exclude is not None:
+        if len(exclude) != len(queries):
+            raise InputError(f"exclude must have one entry for each of the {len(queries)} queries, got {len(exclude)}")
+        outside = [item for row in exclude for item in row if not 0 <= item < num_items]
+        if outside:
+            raise InputError(f"exclude must be catalog indices from 0 to {num_items - 1}, got {outside[:5]}")
+    return normalised("queries", queries.to(embeddings.device))
+
+
+def checked_candidates(embeddings: Tensor, candidates: Sequence[int] | Tensor) -> Tensor:
+    """Sort candidates, each once.
+
+    Args:
+        embeddings: `[I, D]`, the index's.
+        candidates: Catalog indices.
+
+    Returns:
+        The same, ascending, on the device of the embeddings.
+
+    Raises:
+        InputError: One lies outside the catalog.
+    """
+    columns = torch.as_tensor(candidates, dtype=torch.long, device=embeddings.device).flatten().unique()
+    outside = columns[(columns < 0) | (columns >= len(embeddings))]
+    if len(outside):
+        raise InputError(
+            f"candidates must be catalog indices from 0 to {len(embeddings) - 1}, got {outside[:5].tolist()}"
+        )
+    return columns
+
+
+def normalised(name: str, vectors: Tensor, first: int = 0) -> Tensor:
+    """Scale vectors to length 1; zeros stay zeros.
+
+    Args:
+        name: What they are, for the message.
+        vectors: `[rows, D]`, any float dtype.
+        first: Number of the first row, for the message.
+
+    Returns:
+        `[rows, D]` float32.
+
+    Raises:
+        InputError: A row is not finite (the first such rows are named).
+    """
     vectors = vectors.detach().float()
-    bad = (~vectors.isfinite()).any(1).nonzero()[:, 0]
-    if len(bad):
-        raise InputError(f"{name} must be finite, got NaN or infinity in rows {bad[:5].tolist()}")
-    return functional.normalize(vectors, dim=1)
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    if not isfinite(lengths.sum()):  # one number says that all are finite; this one may also be too great
+        bad = (~vectors.isfinite()).any(1).nonzero()[:5, 0] + first
+        if len(bad):
+            raise InputError(f"{name} must be finite, got NaN or infinity in rows {bad.tolist()}")
+    return vectors / lengths.clamp_min(1e-12)
 
 
-def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Top k of each row, ties to the lower column; `torch.topk` promises no order among equals."""
+def padded(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Bring results to k columns, and say -1 where nothing was found.
+
+    Args:
+        scores: `[B, <= k]`, -inf for what is left out.
+        indices: Their catalog indices.
+        k: Number of results.
+
+    Returns:
+        Scores and indices `[B, k]`.
+    """
+    if scores.shape[1] < k:
+        missing = (len(scores), k - scores.shape[1])
+        scores = torch.cat([scores, scores.new_full(missing, float("-inf"))], dim=1)
+        indices = torch.cat([indices, indices.new_full(missing, -1)], dim=1)
+    return scores, indices.masked_fill(scores == float("-inf"), -1)
+
+
+def stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the top k of each row, ties to the lower column; `torch.topk` promises no order among equals.
+
+    Args:
+        scores: `[B, columns]` without NaN.
+        k: How many, not more than there are columns.
+
+    Returns:
+        Scores `[B, k]`, descending, and their columns.
+    """
     best, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if not bool((best[:, 1:] == best[:, :-1]).any()):
+        return best[:, :k], columns[:, :k]  # there is but one order
     if best.shape[1] > k:
         tied = best[:, k - 1] == best[:, k]  # then topk may have taken the wrong ones
         best, columns = best[:, :k].contiguous(), columns[:, :k].contiguous()

@@ -100,6 +100,11 @@ def test_no_candidates_and_no_queries():
     assert len(index) == 3
 
 
+def test_finite_rows_are_taken_whatever_their_length():
+    index = ExactIndex(torch.tensor([[1.0, 0.0], [3e38, 3e38], [0.0, 0.0]]))  # the second's length is infinite
+    assert index.search(torch.tensor([[2.0, 1e-3]]), 3)[1].tolist() == [[0, 1, 2]]
+
+
 def test_bad_input_is_named():
     index = ExactIndex(torch.eye(3))
     with pytest.raises(InputError, match=r"embeddings must have shape \[items, width\], got \[3\]"):
