@@ -7,10 +7,12 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 SENTENCE_TRANSFORMERS = "sentence-transformers>=6.2,<6.3"
+FAISS = "faiss-cpu>=1.15.1,<1.16"
 QUICKSTART = ["gguf", "matplotlib"]
 TEST = [
     *QUICKSTART,
     SENTENCE_TRANSFORMERS,
+    FAISS,
     "bitsandbytes>=0.50,<0.51",
     "pytest>=8",
     "pytest-timeout",
@@ -43,7 +45,12 @@ setup(
         "huggingface_hub>=1,<2.5",
         "numpy>=2,<2.5",
     ],
-    extras_require={"test": TEST, "quickstart": QUICKSTART, "sentence-transformers": [SENTENCE_TRANSFORMERS]},
+    extras_require={
+        "test": TEST,
+        "quickstart": QUICKSTART,
+        "sentence-transformers": [SENTENCE_TRANSFORMERS],
+        "faiss": [FAISS],
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

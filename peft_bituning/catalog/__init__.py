@@ -1,8 +1,9 @@
 """The catalog's side: encoding items and users, the item table, and the search in it."""
 
 from .encoder import HistoryEncoder
-from .index import ExactIndex
+from .faiss_index import FaissIndex, measured_recall
+from .index import ExactIndex, ItemIndex
 from .item_table import ItemTable
 from .table_shards import TableShards
 
-__all__ = ["ExactIndex", "HistoryEncoder", "ItemTable", "TableShards"]
+__all__ = ["ExactIndex", "FaissIndex", "HistoryEncoder", "ItemIndex", "ItemTable", "TableShards", "measured_recall"]

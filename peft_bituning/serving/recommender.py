@@ -1,6 +1,6 @@
 """`LaserRecommender`: a trained adapter with everything it needs to recommend, in one folder."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base_models import BaseModel, check_same_base, load_base_model
 from ..catalog.encoder import HistoryEncoder
-from ..catalog.index import ExactIndex
+from ..catalog.index import ExactIndex, ItemIndex
 from ..catalog.item_table import ItemTable
 from ..data import ItemCatalog, PromptEncoder, PromptTemplate
 from ..data.collator import HistoryCollator
@@ -62,6 +62,7 @@ class LaserRecommender:
         self.settings = settings
         self.items = items
         self.table = table.to(self.device)
+        self._make_index: Callable[[Tensor], ItemIndex] = ExactIndex
         self._bind()
 
     def _bind(self) -> None:
@@ -83,7 +84,7 @@ class LaserRecommender:
             self.device,
             max_collaborative_states=settings.max_collaborative_states,
         )
-        self.index = ExactIndex(self.table.embeddings)
+        self.index = self._make_index(self.table.embeddings)
 
     # ------------------------------------------------------------------ recommending
 
@@ -142,6 +143,18 @@ class LaserRecommender:
         if not indices:
             return []
         return self._search(self.table.embeddings[indices], k, [[index] for index in indices], None)
+
+    def use_index(self, make_index: Callable[[Tensor], ItemIndex]) -> None:
+        """Search through another index than `ExactIndex`; it is made now, and anew whenever items are added.
+
+        Args:
+            make_index: makes an index of the item table's embeddings [I, D], as `FaissIndex` does.
+
+        Raises:
+            ConfigurationError: from `make_index`, as all else it raises; the index in use stays.
+        """
+        self.index = make_index(self.table.embeddings)
+        self._make_index = make_index
 
     def _search(
         self, queries: Tensor, k: int, exclude: list[list[int]] | None, candidates: list[int] | None

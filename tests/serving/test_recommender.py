@@ -1,12 +1,13 @@
 """Recommending, embedding, adding items: what a user of a loaded recommender does."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from peft_bituning import LaserRecommender
-from peft_bituning.catalog import ItemTable
+from peft_bituning.catalog import ExactIndex, FaissIndex, ItemTable
 from peft_bituning.data import ItemCatalog, PromptTemplate
 from peft_bituning.errors import ConfigurationError, DataError, InputError, UnknownItemError
 
@@ -284,6 +285,53 @@ def test_a_failure_while_encoding_leaves_everything_usable(loaded) -> None:
 def test_adding_nothing_changes_nothing(loaded) -> None:
     loaded.add_items([])
     assert len(loaded.items) == len(loaded.table) == 12
+
+
+# ---------------------------------------------------------------------- another index
+
+
+def test_a_graph_gives_the_exact_lists(loaded) -> None:
+    pytest.importorskip("faiss")
+    loaded.add_items([{"item_id": f"n{n}", "title": f"Thing {n * n} of {n}"} for n in range(60)])
+    asked = [HISTORY, [], ["n7", "n8"]]
+    exact, neighbours = loaded.recommend(asked), loaded.similar_items(["n3", "007"])
+    loaded.use_index(FaissIndex)
+    assert isinstance(loaded.index, FaissIndex)
+    for found, true in zip(
+        [*loaded.recommend(asked), *loaded.similar_items(["n3", "007"])], [*exact, *neighbours], strict=True
+    ):
+        assert ids(found) == ids(true) and len(found) == 10
+        assert dict(found) == pytest.approx(dict(true), abs=1e-6)
+
+
+def test_another_index_survives_new_items(loaded) -> None:
+    pytest.importorskip("faiss")
+    loaded.use_index(lambda embeddings: FaissIndex(embeddings, M=8))
+    loaded.add_items([NEW])
+    assert len(loaded.index) == 13 and loaded.index.parameters["M"] == 8
+    assert "new1" in ids(loaded.recommend([HISTORY], k=13)[0])
+
+
+def test_an_index_that_cannot_be_made_changes_nothing(loaded) -> None:
+    before = loaded.recommend([HISTORY])
+    with pytest.raises(ConfigurationError, match="chunk_size must be at least 1, got 0"):
+        loaded.use_index(lambda embeddings: ExactIndex(embeddings, chunk_size=0))
+    loaded.add_items([])
+    assert loaded.recommend([HISTORY]) == before
+
+
+def test_the_example_in_the_docs_runs(trained, tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("faiss")
+    text = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    section = text.split("\n## faiss\n")[1].split("\n## ")[0]
+    code = [line[4:] for line in section.splitlines() if line.startswith("    ") or not line]
+    (tmp_path / "output").symlink_to(trained.folder)
+    (tmp_path / "tiny-llama").symlink_to(trained.base_folder)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec("\n".join(code), names)
+    assert capsys.readouterr().out == "1.0\n"  # so small a catalog is searched exactly
+    assert isinstance(names["recommender"].index, ExactIndex)  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------- construction
