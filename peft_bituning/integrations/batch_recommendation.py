@@ -1,0 +1,291 @@
+"""Recommendations for millions of users: from parquet to parquet, block by block, in as many processes as there are."""
+
+import logging
+import os
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from datasets import Dataset, Features, IterableDataset, List, Value
+from tqdm.auto import tqdm
+
+from ..errors import ArtifactError, ConfigurationError, DataError, UnknownItemError
+from ..serving.recommender import LaserRecommender
+from .provenance import digest, made_by
+from .shard_folder import ShardFolder, ShardRecord
+from .user_source import Files, UserBlock, UserSource, block_digest
+
+logger = logging.getLogger(__name__)
+
+ITEMS_COLUMN = "item_ids"
+SCORES_COLUMN = "scores"
+
+_EXAMPLES = 10
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What a run of `recommend_parquet` did, counted over all processes.
+
+    Args:
+        users: rows of the source.
+        shards: files they are in.
+        new_shards: of them those that this run made; an earlier one made the others.
+        cold_starts: users without a single item of the catalog, who get what an empty history gets.
+        unknown_users: users with items that are not in the catalog.
+        unknown_items: how many such items were left out, repeats included.
+        unknown_examples: a few of them.
+    """
+
+    users: int
+    shards: int
+    new_shards: int
+    cold_starts: int
+    unknown_users: int
+    unknown_items: int
+    unknown_examples: tuple[str, ...]
+
+
+def recommend_parquet(
+    recommender: LaserRecommender,
+    source: Files | Dataset | IterableDataset,
+    output_dir: str | Path,
+    k: int = 10,
+    filter_seen: bool = True,
+    candidates: Sequence[str] | None = None,
+    on_unknown: str = "error",
+    batch_size: int = 32,
+    rows_per_shard: int = 10_000,
+    user_column: str = "user_id",
+    history_column: str = "history",
+    overwrite: bool = False,
+    show_progress_bar: bool = False,
+) -> BatchReport:
+    """Write what `LaserRecommender.recommend` gives for every user of a source, in the source's order.
+
+    The source is cut into blocks of `rows_per_shard` rows; a block is a shard, `part-00000.parquet` and so on, with the
+    columns `user_column` (string), `item_ids` (list of string, best first) and `scores` (list of float32). Each process
+    that `accelerate` started makes every other block, one in memory at a time, and the shards do not depend on how many
+    there are. A run that was killed goes on where it was when it is started again.
+
+    Args:
+        recommender: a trained recommender, on this process's own device.
+        source: parquet files (a path, a glob, a folder, or a list of them), a `Dataset` or an `IterableDataset`; one
+            row a user, in the same order whenever it is read, whole on every process.
+        output_dir: the folder of the shards, which holds nothing else.
+        k: see `LaserRecommender.recommend`.
+        filter_seen: see there.
+        candidates: see there.
+        on_unknown: `error` stops at item ids that are not in the catalog, `ignore` reads histories without them and
+            counts them.
+        batch_size: users a forward pass; like `on_unknown` and the number of processes it may change when a run goes
+            on.
+        rows_per_shard: users a shard; batches are made of similar lengths within it.
+        user_column: column of the user id.
+        history_column: column of the item ids in time order; an empty list is a cold start.
+        overwrite: remove the shards that an earlier run left in the folder.
+        show_progress_bar: show one on the main process.
+
+    Returns:
+        Counts, the same on every process.
+
+    Raises:
+        ConfigurationError: a setting out of its range, or a column that is not there.
+        DataError: the source cannot be read, is empty, or holds a row that is no user.
+        UnknownItemError: an item id is not in the catalog.
+        ArtifactError: the folder holds shards of another model, other settings or other rows.
+    """
+    if isinstance(rows_per_shard, bool) or not isinstance(rows_per_shard, int) or rows_per_shard < 1:
+        raise ConfigurationError(f"rows_per_shard must be an integer >= 1, got {rows_per_shard!r}")
+    if user_column in (ITEMS_COLUMN, SCORES_COLUMN):
+        raise ConfigurationError(f"user_column must not be a column of the lists, got {user_column!r}; rename it")
+    recommend = partial(
+        recommender.recommend, k=k, filter_seen=filter_seen, candidates=candidates, batch_size=batch_size
+    )
+    recommend([], on_unknown=on_unknown)  # checks the settings
+    users = UserSource(source, user_column, history_column)
+    if users.overlaps(Path(output_dir)):
+        raise ConfigurationError(f"output_dir must be apart from the source, got {str(output_dir)!r}; choose another")
+    state = launched_state()
+    settings = {
+        "made_by": made_by(recommender) if state.is_main_process else {},  # the main process alone compares them
+        "k": int(k),
+        "filter_seen": bool(filter_seen),
+        "candidates": None if candidates is None else digest(sorted(set(map(str, candidates)))),
+        "rows_per_shard": rows_per_shard,
+        "user_column": user_column,
+        "history_column": history_column,
+    }
+    progress = show_progress_bar and state.is_main_process
+    job = _Job(
+        users,
+        ShardFolder(output_dir, _features(user_column)),
+        recommender.items.index,
+        partial(recommend, on_unknown="ignore", show_progress_bar=progress),
+        on_unknown == "error",
+        state,
+    )
+    finished = job.on_main(lambda: job.folder.prepare(settings, overwrite))
+    with tqdm(total=users.rows, desc="recommending", unit="user", disable=not progress) as bar:
+        made = job.make(users.blocks(rows_per_shard), finished, bar)
+    report = _count(finished | made, len(made))
+    job.on_main(lambda: job.folder.finish(settings, finished | made, {"source": users.description, **_totals(report)}))
+    if report.unknown_items and state.is_main_process:
+        logger.warning(
+            "%s items of %s users are not in the catalog and were left out, first %s",
+            *(f"{report.unknown_items:,}", f"{report.unknown_users:,}", ", ".join(report.unknown_examples)),
+        )
+    return report
+
+
+def launched_state(timeout: timedelta | None = None) -> PartialState:
+    """Return what `accelerate` knows of the processes that were launched, on machines without accelerators too.
+
+    There `PartialState()` takes each of several processes for the only one.
+
+    Args:
+        timeout: how long processes wait for each other; None leaves it to the backend.
+
+    Returns:
+        The state; its `device` is where this process's recommender belongs.
+
+    Raises:
+        ConfigurationError: the state was made before, and knows of one process where there are several.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    alone = found is None or found.type == "mps"  # no accelerator that processes talk through
+    settings = {} if timeout is None else {"timeout": timeout}
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (launched > 1 and alone), **settings)
+    if launched > 1 and state.num_processes == 1:
+        raise ConfigurationError(
+            f"num_processes must be the {launched} that were launched, got 1: each would make all shards; call "
+            "launched_state() before anything else of accelerate, or PartialState(cpu=True) on CPUs"
+        )
+    return state
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The blocks of a source and the shards they become.
+
+    Args:
+        source: the users.
+        folder: of the shards.
+        catalog: known item ids.
+        recommend: makes the lists of histories, unknown items left out.
+        stop_at_unknown: whether an unknown item is an error.
+        state: which process this is.
+    """
+
+    source: UserSource
+    folder: ShardFolder
+    catalog: Container[str]
+    recommend: Callable[[list[list[str]]], list[list[tuple[str, float]]]]
+    stop_at_unknown: bool
+    state: PartialState
+
+    def make(
+        self, blocks: Iterable[UserBlock], finished: Mapping[int, ShardRecord], bar: "tqdm[Any]"
+    ) -> dict[int, ShardRecord]:
+        """Make this process's share of the missing shards; return those of all processes."""
+        rank, world = self.state.process_index, self.state.num_processes
+        made: dict[int, ShardRecord] = {}
+        count = missing = 0
+        for block in blocks:
+            record = finished.get(block.number)
+            if record is None or (self.stop_at_unknown and record.unknown_items):
+                # what is missing is shared anew, so that one process alone is not left with it
+                if missing % world == rank:
+                    made[block.number] = self._write(block)
+                missing += 1
+            elif block.number % world == rank:
+                self._check(block, record)
+            count += 1
+            bar.update(block.rows)
+        if not count:
+            raise DataError("source must hold at least one user, got no rows; check the query that wrote it")
+        if any(number >= count for number in finished):
+            raise ArtifactError(
+                f"{self.folder.folder} must hold shards of this source, got more than its {count}; give the same "
+                "source, choose another output_dir, or start again with overwrite=True"
+            )
+        return {number: record for share in gather_object([made]) for number, record in share.items()}
+
+    def _write(self, block: UserBlock) -> ShardRecord:
+        users, histories = block.users()
+        unknown = [[item for item in history if item not in self.catalog] for history in histories]
+        if self.stop_at_unknown and any(unknown):
+            row = next(row for row, items in enumerate(unknown) if items)
+            raise UnknownItemError(
+                f"{self.source.columns[1]} must hold items of the catalog, got {', '.join(unknown[row][:_EXAMPLES])} "
+                f"in {self.source.place(block.first + row)}, user {users[row]}; add them with add_items, or leave them "
+                "out with on_unknown='ignore'"
+            )
+        lists = self.recommend(histories)
+        return self.folder.write(
+            block.number,
+            {
+                self.source.columns[0]: users,
+                ITEMS_COLUMN: [[item for item, _ in row] for row in lists],
+                SCORES_COLUMN: [[score for _, score in row] for row in lists],
+            },
+            source_sha256=block_digest(users, histories),
+            cold_starts=sum(len(out) == len(history) for out, history in zip(unknown, histories, strict=True)),
+            unknown_users=sum(map(bool, unknown)),
+            unknown_items=sum(map(len, unknown)),
+            unknown_examples=sorted({item for items in unknown for item in items})[:_EXAMPLES],
+        )
+
+    def _check(self, block: UserBlock, record: ShardRecord) -> None:
+        """Make sure that a finished shard is of the rows that the source has now."""
+        if block_digest(*block.users()) != record.source_sha256:
+            raise ArtifactError(
+                f"{self.folder.path(block.number).name} must be of this source, got one that was made of other rows "
+                f"than those from {self.source.place(block.first)} on; give the same source, choose another "
+                "output_dir, or start again with overwrite=True"
+            )
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Do something on the main process; what it returns or raises, all return or raise."""
+        outcome: list[Any] = [None, None]
+        if self.state.is_main_process:
+            try:
+                outcome[0] = work()
+            except (OSError, ArtifactError, ConfigurationError) as error:
+                outcome[1] = error
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+
+def _features(user_column: str) -> Features:
+    return Features(
+        {user_column: Value("string"), ITEMS_COLUMN: List(Value("string")), SCORES_COLUMN: List(Value("float32"))}
+    )
+
+
+def _count(records: Mapping[int, ShardRecord], new_shards: int) -> BatchReport:
+    shards = [records[number] for number in sorted(records)]
+    examples = sorted({item for shard in shards for item in shard.unknown_examples})[:_EXAMPLES]
+    return BatchReport(
+        users=sum(shard.rows for shard in shards),
+        shards=len(shards),
+        new_shards=new_shards,
+        cold_starts=sum(shard.cold_starts for shard in shards),
+        unknown_users=sum(shard.unknown_users for shard in shards),
+        unknown_items=sum(shard.unknown_items for shard in shards),
+        unknown_examples=tuple(examples),
+    )
+
+
+def _totals(report: BatchReport) -> dict[str, int]:
+    names = ("users", "cold_starts", "unknown_users", "unknown_items")
+    return {name: getattr(report, name) for name in names}

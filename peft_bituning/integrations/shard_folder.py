@@ -1,0 +1,224 @@
+"""A folder of parquet shards that says what made it, and that an interrupted run goes on with."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa  # what `datasets` reads and writes parquet with
+import pyarrow.parquet as pq
+from datasets import Features
+
+from ..errors import ArtifactError, ConfigurationError
+from ..training.checkpoint import differences
+from ..training.results import write_whole
+
+logger = logging.getLogger(__name__)
+
+STATE_FOLDER = ".recommendations"  # hidden: `datasets` would read any other file of the folder as a shard
+INDEX_FILE = "index.json"
+FORMAT_VERSION = 1
+
+_SHARD = re.compile(r"part-\d{5}\.parquet")
+_MOST_SHARDS = 100_000  # beyond five digits the shards' names would no longer sort by number
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What is known of a finished shard.
+
+    Args:
+        rows: its users.
+        sha256: of the file.
+        source_sha256: of the rows it was made of.
+        cold_starts: users without a single item of the catalog.
+        unknown_users: users with items that are not in the catalog.
+        unknown_items: how many such items were left out, repeats included.
+        unknown_examples: a few of them.
+    """
+
+    rows: int
+    sha256: str
+    source_sha256: str
+    cold_starts: int
+    unknown_users: int
+    unknown_items: int
+    unknown_examples: list[str]
+
+
+class ShardFolder:
+    """Shards `part-00000.parquet`, ... and the hidden `.recommendations/index.json`.
+
+    Every file is written under another name first, so that a kill leaves whole shards alone; the record of a shard is
+    written before the shard, so that a shard is finished where its content is the one recorded.
+
+    Args:
+        folder: the folder; all processes see the same.
+        features: the columns of a shard.
+    """
+
+    def __init__(self, folder: str | Path, features: Features) -> None:
+        self.folder = Path(folder)
+        self.features = features
+        self.state = self.folder / STATE_FOLDER
+
+    def prepare(self, settings: Mapping[str, Any], overwrite: bool = False) -> dict[int, ShardRecord]:
+        """Make the folder ready; one process calls this, the others wait for it.
+
+        Args:
+            settings: JSON values of all that a shard's content follows from.
+            overwrite: remove the shards of an earlier run, whatever made them.
+
+        Returns:
+            The finished shards by number.
+
+        Raises:
+            ArtifactError: the folder holds shards of other settings, or files of something else.
+        """
+        strangers = [name for name in self._visible() if not _SHARD.fullmatch(name)]  # not ours to remove
+        if strangers:
+            raise ArtifactError(
+                f"{self.folder} must hold nothing but shards of recommendations, got {', '.join(strangers[:5])}; "
+                "choose another output_dir"
+            )
+        if overwrite and self.state.is_dir():
+            self._clear()
+        shards = self._visible()
+        if not shards:
+            self._clear()
+            self.state.mkdir(parents=True, exist_ok=True)
+            self._write_index({"settings": settings, "complete": False})
+            return {}
+        index = self._read_index()
+        if index is None:
+            raise ArtifactError(
+                f"{self.folder} must say what made its shards, got {shards[0]} without {STATE_FOLDER}/{INDEX_FILE}; "
+                "choose another output_dir, or remove this one"
+            )
+        found = differences(index["settings"], dict(settings))
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise ArtifactError(
+                f"{self.folder} must hold shards of the same settings, got others: {'; '.join(found[:5])}{more}; "
+                "choose another output_dir, or start again with overwrite=True"
+            )
+        records = self._records(index)
+        finished = self._finished(records)
+        if len(finished) < len(records):
+            self._write_index({**index, "complete": False})
+        return finished
+
+    def write(self, number: int, columns: Mapping[str, Sequence[Any]], **facts: Any) -> ShardRecord:
+        """Write a shard and its record.
+
+        Args:
+            number: from 0.
+            columns: its content.
+            facts: the rest of its record.
+
+        Returns:
+            The record.
+
+        Raises:
+            ConfigurationError: there are too many shards.
+        """
+        path = self.path(number)
+        partial = path.with_name(f".{path.name}.partial")
+        table = pa.table(dict(columns), schema=self.features.arrow_schema)
+        pq.write_table(table, partial)
+        record = ShardRecord(rows=table.num_rows, sha256=_sha256(partial), **facts)
+        write_whole(self._record_path(number), json.dumps(asdict(record)))
+        os.replace(partial, path)
+        return record
+
+    def finish(self, settings: Mapping[str, Any], records: Mapping[int, ShardRecord], facts: Mapping[str, Any]) -> None:
+        """Write the index of a finished run, in place of the records; one process calls this.
+
+        Args:
+            settings: as given to `prepare`.
+            records: all shards by number.
+            facts: what else the index tells, as JSON values.
+        """
+        shards = {self.path(number).name: asdict(records[number]) for number in sorted(records)}
+        self._write_index({"settings": settings, "complete": True, **facts, "shards": shards})
+        for number in records:
+            self._record_path(number).unlink(missing_ok=True)
+
+    def path(self, number: int) -> Path:
+        """Return where a shard is."""
+        if number >= _MOST_SHARDS:
+            raise ConfigurationError(f"rows_per_shard must give at most {_MOST_SHARDS} shards, got more; raise it")
+        return self.folder / f"part-{number:05d}.parquet"
+
+    def _records(self, index: Mapping[str, Any]) -> dict[int, ShardRecord]:
+        found = dict(index.get("shards", {}))
+        for path in self.state.glob("part-*.json"):
+            try:
+                found[f"{path.stem}.parquet"] = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:  # a machine that lost power
+                found.pop(f"{path.stem}.parquet", None)
+        return {int(name[len("part-") : -len(".parquet")]): ShardRecord(**record) for name, record in found.items()}
+
+    def _finished(self, records: Mapping[int, ShardRecord]) -> dict[int, ShardRecord]:
+        """Keep the records of whole shards; other shards are removed, to be made again."""
+        finished = {
+            number: record
+            for number, record in sorted(records.items())
+            if self.path(number).is_file() and _sha256(self.path(number)) == record.sha256
+        }
+        whole = {self.path(number).name for number in finished}
+        for name in self._visible():
+            if name not in whole:
+                logger.warning("%s is not the shard that was written; it is made again", self.folder / name)
+                (self.folder / name).unlink()
+        return finished
+
+    def _read_index(self) -> dict[str, Any] | None:
+        path = self.state / INDEX_FILE
+        if not path.is_file():
+            return None
+        try:
+            index = dict(json.loads(path.read_text(encoding="utf-8")))
+            version = index["format_version"]
+            index["settings"] = dict(index["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{path} must be the index of a run, got what cannot be read ({error}); choose another output_dir, or "
+                "start again with overwrite=True"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} must have format_version {FORMAT_VERSION}, got {version!r}; choose another output_dir, or "
+                "start again with overwrite=True"
+            )
+        return index
+
+    def _write_index(self, content: Mapping[str, Any]) -> None:
+        text = json.dumps({"format_version": FORMAT_VERSION, **content}, indent=2)
+        write_whole(self.state / INDEX_FILE, text + "\n")
+
+    def _visible(self) -> list[str]:
+        """Name the files that `datasets` would read as shards."""
+        if not self.folder.exists():
+            return []
+        if not self.folder.is_dir():
+            raise ArtifactError(f"output_dir must be a folder, got the file {self.folder}; choose another")
+        return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+
+    def _clear(self) -> None:
+        shards = [self.folder / name for name in self._visible()]
+        for path in [*shards, *self.folder.glob(".part-*.partial"), *self.state.glob("*.json*")]:
+            path.unlink()
+
+    def _record_path(self, number: int) -> Path:
+        return self.state / f"{self.path(number).stem}.json"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
