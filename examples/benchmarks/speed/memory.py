@@ -1,22 +1,28 @@
 """Peak memory of one step beyond what was there before it, each way in a fresh process (Linux)."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import loss
+import setting
 import torch
 import train_step
 
 STEPS = (
-    "textbook, static prefix",
-    "start once a batch, static",
-    "whole rows, M-Former",
+    train_step.TEXTBOOK,
     "PEFT prompt tuning",
     "PEFT LoRA, rank 8",
+    "whole rows, static",
+    "ours, static",
+    "ours, M-Former",
 )
 LOSS_SIZES = ((8, 1_000_000), (256, 1_000_000))  # users, items
+PROCESSES = 2
 
 
 def measure(way: Callable[[], object]) -> float:
@@ -35,13 +41,25 @@ def run() -> None:
         for rows, items in LOSS_SIZES
         for name in loss.WAYS
     ]
-    title = ""
-    for task, key, name in tasks:
-        if task != title:
-            title = task
-            print(f"\n### memory: {task}\n\n| | MB beyond what was there |\n| --- | --- |")
-        done = subprocess.run([sys.executable, __file__, key], capture_output=True, text=True, check=True)
-        print(f"| {name} | {float(done.stdout.split()[-1]):,.0f} |", flush=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(PROCESSES) as pool:
+        base = setting.language_model()
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        environment = {**os.environ, setting.SAVED: folder}
+
+        def child(key: str) -> float:
+            done = subprocess.run(
+                [sys.executable, __file__, key], capture_output=True, text=True, check=True, env=environment
+            )
+            return float(done.stdout.split()[-1])
+
+        found = pool.map(child, [key for _, key, _ in tasks])
+        title = ""
+        for (task, _, name), megabytes in zip(tasks, found, strict=True):
+            if task != title:
+                title = task
+                print(f"\n### memory: {task}\n\n| | MB beyond what was there |\n| --- | --- |")
+            print(f"| {name} | {megabytes:,.0f} |", flush=True)
 
 
 def _status(field: str) -> float:
