@@ -10,6 +10,8 @@ from .tuners.bituning import (
     prefix_encoders,
     register_prefix_encoder,
 )
+from .tuners.ilora import ILoRAConfig, ILoRAModel
+from .tuners.pooling import PooledModel
 
 if TYPE_CHECKING:
     from .serving import LaserRecommender
@@ -20,7 +22,10 @@ __all__ = [
     "BiTuningConfig",
     "BiTuningModel",
     "BiTuningOutput",
+    "ILoRAConfig",
+    "ILoRAModel",
     "LaserRecommender",
+    "PooledModel",
     "PrefixEncoder",
     "prefix_encoders",
     "register_prefix_encoder",
