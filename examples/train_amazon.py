@@ -6,7 +6,6 @@ settings from a file; flags on the command line win over either. All work is don
 
 import dataclasses
 import logging
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from accelerate import PartialState
 from peft import PeftConfig
 from transformers import HfArgumentParser
 
@@ -22,6 +20,7 @@ from peft_bituning import BiTuningConfig
 from peft_bituning.base_models import load_base_model
 from peft_bituning.data import SOURCE_FORMS, load_interactions
 from peft_bituning.errors import BiTuningError, ConfigurationError
+from peft_bituning.launch import launched_state, use_all_cores
 from peft_bituning.serving.results_table import results_table
 from peft_bituning.training import LaserArguments, fit
 
@@ -126,20 +125,14 @@ def _flags(path: Path, parser: HfArgumentParser) -> list[str]:
     return flags
 
 
-def use_all_cores() -> None:
-    """Take every core of this process's share: launchers set one thread on CPUs."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
 def main(argv: list[str]) -> None:
     """Run the whole job."""
     use_all_cores()
     data_arguments, model_arguments, adapter_arguments, arguments = parse(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO if PartialState().is_main_process else logging.ERROR)
+    is_main = launched_state().is_main_process
+    logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.ERROR)
     for chatty in ("httpx", "accelerate", "datasets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    is_main = PartialState().is_main_process
     output = Path(arguments.output_dir)
     if is_main:
         output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ users of one shard in memory. The same command goes on after a kill. All work is
 
 import argparse
 import logging
-import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 
 from peft_bituning import LaserRecommender
 from peft_bituning.errors import BiTuningError, ConfigurationError
-from peft_bituning.integrations.batch_recommendation import launched_state, recommend_parquet
+from peft_bituning.integrations.batch_recommendation import recommend_parquet
+from peft_bituning.launch import launched_state, use_all_cores
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -51,12 +51,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="remove the shards of an earlier run")
     add("--disable_tqdm", action="store_true", help="show no progress bar")
     return parser.parse_args(argv)
-
-
-def use_all_cores() -> None:
-    """Take every core of this process's share: launchers set one thread on CPUs."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def read_candidates(path: str) -> list[str]:

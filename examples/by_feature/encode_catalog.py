@@ -10,14 +10,11 @@ item, and `items.jsonl`, whose lines are the rows. All work is done by `HistoryE
 import argparse
 import hashlib
 import logging
-import os
 import sys
 from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
 from peft_bituning import LaserRecommender
 from peft_bituning.catalog import HistoryEncoder, TableShards
@@ -26,6 +23,7 @@ from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.data.rejects import settled_report
 from peft_bituning.data.rows import json_rows
 from peft_bituning.errors import BiTuningError
+from peft_bituning.launch import launched_state, use_all_cores
 from peft_bituning.serving import hub
 from peft_bituning.serving.folder import ITEM_ADAPTER, item_identity
 
@@ -45,19 +43,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--max_rejected", type=float, default=0.05, help="share of bad rows of --items above which it stops")
     add("--disable_tqdm", action="store_true", help="show no progress bar")
     return parser.parse_args(argv)
-
-
-def processes() -> PartialState:
-    """Join the processes that a launcher started."""
-    # accelerate leaves processes on their own where it finds no accelerator and was not told to do without
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=cpu, timeout=timedelta(days=1))  # one may have to wait for another's last shard
-
-
-def use_all_cores() -> None:
-    """Take every core of this process's share: launchers set one thread on CPUs."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def read_items(path: Path, rejects_path: Path | None, max_rejected: float, progress: bool) -> ItemCatalog:
@@ -91,7 +76,7 @@ def encoder_of(recommender: LaserRecommender, catalog: ItemCatalog, batch_size: 
 def main(argv: list[str]) -> None:
     """Run the whole job."""
     arguments = parse_arguments(argv)
-    state = processes()
+    state = launched_state(timeout=timedelta(days=1))  # one may have to wait for another's last shard
     if state.device.type == "cpu":
         use_all_cores()
     logging.basicConfig(format="%(message)s", level=logging.INFO if state.is_main_process else logging.ERROR)

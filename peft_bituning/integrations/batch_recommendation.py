@@ -1,21 +1,19 @@
 """Recommendations for millions of users: from parquet to parquet, block by block, in as many processes as there are."""
 
 import logging
-import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, Features, IterableDataset, List, Value
 from tqdm.auto import tqdm
 
 from ..errors import ArtifactError, ConfigurationError, DataError, UnknownItemError
+from ..launch import launched_state
 from ..serving.recommender import LaserRecommender
 from .provenance import digest, made_by
 from .shard_folder import ShardFolder, ShardRecord
@@ -142,33 +140,6 @@ def recommend_parquet(
             *(f"{report.unknown_items:,}", f"{report.unknown_users:,}", ", ".join(report.unknown_examples)),
         )
     return report
-
-
-def launched_state(timeout: timedelta | None = None) -> PartialState:
-    """Return what `accelerate` knows of the processes that were launched, on machines without accelerators too.
-
-    There `PartialState()` takes each of several processes for the only one.
-
-    Args:
-        timeout: how long processes wait for each other; None leaves it to the backend.
-
-    Returns:
-        The state; its `device` is where this process's recommender belongs.
-
-    Raises:
-        ConfigurationError: the state was made before, and knows of one process where there are several.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    alone = found is None or found.type == "mps"  # no accelerator that processes talk through
-    settings = {} if timeout is None else {"timeout": timeout}
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (launched > 1 and alone), **settings)
-    if launched > 1 and state.num_processes == 1:
-        raise ConfigurationError(
-            f"num_processes must be the {launched} that were launched, got 1: each would make all shards; call "
-            "launched_state() before anything else of accelerate, or PartialState(cpu=True) on CPUs"
-        )
-    return state
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..catalog.item_table import ItemTable
 from ..data import Interactions, LeaveOneOut, PromptEncoder, PromptTemplate
 from ..data.collator import HistoryCollator
 from ..errors import ConfigurationError
+from ..launch import launched_state
 from ..matmul import fast_cpu_matmul
 from ..recommenders import IDRecommender
 from ..serving.recommender import ITEM_ADAPTER, LaserRecommender, LaserSettings, pad_token_id
@@ -329,6 +330,7 @@ def _accelerator(arguments: LaserArguments) -> Accelerator:
             f"log_with must be an installed tracker ({', '.join(installed) or 'there is none'}), got {tracker!r}; "
             "install it, or leave log_with out: results.json holds the curves too"
         )
+    launched_state()
     precision, folder = arguments.mixed_precision, arguments.output_dir
     accelerator = Accelerator(mixed_precision=precision, log_with=tracker, project_dir=folder)
     check_launcher(accelerator)

@@ -117,20 +117,6 @@ def test_adapter_arguments_are_those_of_the_config(script: ModuleType) -> None:
     assert config.num_virtual_tokens == 5 and config.prefix_encoder == "mformer"
 
 
-def test_threads_of_a_share(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    try:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-        script.use_all_cores()
-        assert torch.get_num_threads() == cores
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * cores))
-        script.use_all_cores()
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
-
-
 # ---------------------------------------------------------------------- the script
 
 

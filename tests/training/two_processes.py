@@ -57,7 +57,7 @@ def main(base_model: str, folder: Path, batch_size: int, budget: bool) -> None:
         per_device_eval_batch_size=3,
         learning_rate=1e-2,
         cuts="every_cut" if budget else "last_cut",
-        max_tokens_per_pass=180 if budget else None,
+        max_tokens_per_pass=260 if budget else None,
         logging_steps=1,
         disable_tqdm=True,
     )
