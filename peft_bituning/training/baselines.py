@@ -1,7 +1,9 @@
 """What the trained model is held against, on the same users and the same catalog."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -13,6 +15,7 @@ from ..evaluation import evaluate_ranking, history_scorer
 from ..recommenders import IDRecommender, ItemKNN, Popularity
 from ..tuners.bituning import BiTuningConfig
 from .ranking import rank_users
+from .tables import encode_table
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,14 @@ def counting_rows(
 
 
 def language_model_rows(
-    model: PeftModel, encoder: HistoryEncoder, split: LeaveOneOut, num_items: int, adapter: str, progress: bool
+    model: PeftModel,
+    encoder: HistoryEncoder,
+    split: LeaveOneOut,
+    num_items: int,
+    adapter: str,
+    tables: Path,
+    identity: Mapping[str, Any],
+    progress: bool,
 ) -> Baselines:
     """Measure the untrained language model on the test split, by two poolings.
 
@@ -76,6 +86,8 @@ def language_model_rows(
         split: the users.
         num_items: I.
         adapter: name of the untrained adapter.
+        tables: where shards of large item tables go.
+        identity: of the run.
         progress: show progress bars.
 
     Returns:
@@ -85,11 +97,11 @@ def language_model_rows(
     samples = split.samples("test")
     model.add_adapter(UNTRAINED_MEAN, BiTuningConfig(prefix_encoder="none", pooling="mean"))
     model.set_adapter(UNTRAINED_MEAN)
-    table = ItemTable.from_embeddings(encoder.encode_items(num_items, distributed=True, progress=progress))
+    table = encode_table(encoder, num_items, tables, {**identity, "adapter": UNTRAINED_MEAN}, progress)
     mean = rank_users(encoder, samples, table, progress, "untrained LLM")
     model.set_adapter(adapter)
     model.delete_adapter(UNTRAINED_MEAN)
-    table = ItemTable.from_embeddings(encoder.encode_items(num_items, distributed=True, progress=progress))
+    table = encode_table(encoder, num_items, tables, {**identity, "adapter": adapter}, progress)
     suffix = rank_users(encoder, samples, table, progress, "untrained suffix")
     return Baselines(
         [

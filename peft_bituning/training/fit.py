@@ -36,6 +36,7 @@ from .results import data_hash, prompt_cuts, provenance, to_json, weight_change,
 from .sharding import check_launcher
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
+from .tables import TABLES
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +246,10 @@ class _Run:
         start = time.perf_counter()
         num_items = len(parts.data.items)
         rows = counting_rows(parts.split, num_items, parts.recommender, self.accelerator.device)
-        measured = language_model_rows(parts.model, parts.encoder, parts.split, num_items, ADAPTER, self.progress)
+        tables = self.store.folder / TABLES
+        measured = language_model_rows(
+            parts.model, parts.encoder, parts.split, num_items, ADAPTER, tables, identity, self.progress
+        )
         rows += measured.rows
         self.seconds["baselines"] = time.perf_counter() - start
         if self.accelerator.is_main_process:

@@ -32,6 +32,7 @@ from .ranking import rank_users
 from .sharding import prepare_model
 from .stage_result import ItemSide, StageResult, Weights
 from .state import RunningMeans, TrainingState
+from .tables import TABLES, encode_table, weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -256,8 +257,8 @@ class TwoStageTraining:
         return plan_updates(lengths, self.rows_per_update, self.arguments.seed, epoch, users)
 
     def _encode_items(self) -> ItemTable:
-        embeddings = self.encoder.encode_items(self.num_items, distributed=True, progress=self._progress)
-        return ItemTable.from_embeddings(embeddings)
+        identity = {**self.identity, "weights": weights_hash(self._weights())}
+        return encode_table(self.encoder, self.num_items, self.store.folder / TABLES, identity, self._progress)
 
     def _start_loop(self) -> UpdateLoop:
         arguments, stage = self.arguments, self.state.stage

@@ -1,0 +1,54 @@
+"""The item tables of a run: in memory, or for a large catalog in shards that a killed run goes on with."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from ..catalog.encoder import HistoryEncoder
+from ..catalog.item_table import ItemTable
+from ..catalog.table_shards import TableShards
+
+TABLES = "tables"  # folder beside the checkpoints
+LARGE_CATALOG = 16_384  # items; above it a table is encoded shard by shard, and mapped
+KEPT = 2  # tables beside the one being made: a resumed run comes by those of its baselines again
+
+
+def encode_table(
+    encoder: HistoryEncoder, num_items: int, folder: Path, identity: Mapping[str, Any], progress: bool = False
+) -> ItemTable:
+    """Encode the catalog with the weights at hand; every process must call it.
+
+    Args:
+        encoder: holds the weights.
+        num_items: I.
+        folder: where shards of large catalogs go; the last tables made there stay.
+        identity: what the table depends on, as JSON values.
+        progress: show a progress bar.
+
+    Returns:
+        The table, the same on every process.
+    """
+    if num_items <= LARGE_CATALOG:
+        return ItemTable.from_embeddings(encoder.encode_items(num_items, distributed=True, progress=progress))
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    if PartialState().is_main_process:
+        others = [each for each in folder.glob("*") if each.name != key]
+        for old in sorted(others, key=lambda each: each.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)  # a table still in use stays mapped
+    return encoder.encode_items_into(TableShards(folder / key, num_items, {"run": key}), progress=progress)
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """Return the sha256 (hex) over the names and values of an adapter's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

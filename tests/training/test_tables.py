@@ -1,0 +1,76 @@
+"""Item tables of large catalogs: shards beside the checkpoints, the same training as in memory."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from peft_bituning.base_models import BaseModel
+from peft_bituning.catalog import HistoryEncoder
+from peft_bituning.catalog.table_shards import TableShards
+from peft_bituning.serving import LaserRecommender
+from peft_bituning.training import tables
+from peft_bituning.training.tables import weights_hash
+
+Train = Callable[..., LaserRecommender]
+TWO: dict[str, Any] = {"stage1_epochs": 2, "stage2_epochs": 1}
+
+
+def make_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ten items be a large catalog, of shards of four."""
+    monkeypatch.setattr(tables, "LARGE_CATALOG", 9)
+    monkeypatch.setattr(tables, "TableShards", lambda folder, items, run: TableShards(folder, items, run, 4))
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    return json.loads((folder / "results.json").read_text())["log_history"]
+
+
+def test_the_same_training(
+    train: Train, tiny_base: Callable[[], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train("whole", **TWO)
+    make_large(monkeypatch)
+    mapped = train("mapped", **TWO)
+    torch.testing.assert_close(mapped.table.embeddings, whole.table.embeddings, atol=1e-4, rtol=0)
+    for one, two in zip(_log(tmp_path / "whole"), _log(tmp_path / "mapped"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    assert not (tmp_path / "mapped" / "checkpoints").exists()
+    again = LaserRecommender.from_pretrained(tmp_path / "mapped", base_model=tiny_base())
+    assert torch.equal(again.table.embeddings, mapped.table.embeddings)
+
+
+def test_interrupted_within_encoding(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was encoded before the interruption is not encoded again."""
+    make_large(monkeypatch)
+    encoded: list[int] = []
+    encode = HistoryEncoder.encode
+
+    def counted(self: HistoryEncoder, histories: Any, kind: str = "user", *rest: Any, **named: Any) -> Any:
+        if kind == "item":
+            if len(encoded) == 4:  # the second table, after one of its shards
+                raise KeyboardInterrupt
+            encoded.append(len(histories))
+        return encode(self, histories, kind, *rest, **named)
+
+    monkeypatch.setattr(HistoryEncoder, "encode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert encoded == [4, 4, 2, 4]
+    encoded.append(0)
+    train(resume=True)
+    assert encoded[5:7] == [4, 2]  # the first table is there, and the second's first shard
+
+
+def test_hash_of_weights() -> None:
+    weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(2, 1, dtype=torch.bfloat16)}
+    assert weights_hash(weights) == weights_hash(dict(reversed(weights.items())))
+    for other in (
+        {**weights, "a": torch.tensor([1.0, 2.5])},
+        {**weights, "b": torch.zeros(1, 2, dtype=torch.bfloat16)},
+        {"a": weights["a"], "c": weights["b"]},
+    ):
+        assert weights_hash(other) != weights_hash(weights)
