@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, InputError
+from .table_file import chunks
 
 
 class ItemIndex(Protocol):
@@ -30,7 +31,9 @@ class ExactIndex:
     """A table of item embeddings that answers top-k queries exactly and deterministically.
 
     Args:
-        embeddings: `[I, D]` item embeddings; they are normalised here, a zero row keeps score 0.
+        embeddings: `[I, D]` item embeddings. Rows of length 1, an item table's, are used where they are, mapped files
+            too, and other float types are brought to float32 a chunk at a time; else a normalised copy is made, in
+            which a zero row keeps score 0.
         chunk_size: Queries scored at once.
         item_chunk_size: Items scored at once: `[chunk_size, item_chunk_size]` scores are held at a time, never
             `[chunk_size, I]`.
@@ -45,7 +48,8 @@ class ExactIndex:
             if size < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {size!r}")
         check_embeddings(embeddings)
-        self.embeddings = normalised("embeddings", embeddings)
+        as_they_are = all(_is_unit(rows) for rows in chunks(embeddings))
+        self.embeddings = embeddings.detach() if as_they_are else normalised("embeddings", embeddings)
         self.chunk_size = chunk_size
         self.item_chunk_size = item_chunk_size
 
@@ -124,7 +128,7 @@ class ExactIndex:
         The latter is None where they are the whole chunk's.
         """
         items = self.embeddings[first : first + self.item_chunk_size]
-        block = queries @ items.T
+        block = queries @ (items if items.dtype == torch.float32 else normalised("embeddings", items, first)).T
         if excluded is not None:
             rows, cells = excluded
             if len(items) < len(self):
@@ -142,6 +146,12 @@ class ExactIndex:
         columns = [item for items in exclude for item in items]
         cells = torch.tensor([rows, columns], dtype=torch.long).to(self.embeddings.device)
         return cells[0], cells[1]
+
+
+def _is_unit(rows: Tensor) -> bool:
+    """Whether all rows are of length 1, to the rounding of their type."""
+    tolerance = max(1e-6, torch.finfo(rows.dtype).eps) if rows.dtype.is_floating_point else -1.0
+    return bool(((torch.linalg.vector_norm(rows.detach().float(), dim=1) - 1).abs() <= tolerance).all())
 
 
 def check_embeddings(embeddings: Tensor) -> None:

@@ -125,3 +125,19 @@ def test_bad_input_is_named():
         index.search(torch.eye(3), 1, candidates=[-1])
     with pytest.raises(InputError, match=r"queries must be finite, got NaN or infinity in rows \[0\]"):
         index.search(torch.full((1, 3), torch.inf), 1)
+
+
+def test_an_item_table_is_not_copied() -> None:
+    table = torch.nn.functional.normalize(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    queries = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    assert ExactIndex(table).embeddings.data_ptr() == table.data_ptr()
+    scaled = ExactIndex(table * 3)
+    assert scaled.embeddings.data_ptr() != table.data_ptr()
+    halves = table.bfloat16()
+    mapped = ExactIndex(halves, item_chunk_size=64)
+    assert mapped.embeddings.data_ptr() == halves.data_ptr()
+    expected = ExactIndex(halves.float() * 2).search(queries, 7)
+    found = mapped.search(queries, 7)
+    torch.testing.assert_close(found[0], expected[0], atol=1e-6, rtol=0)
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(scaled.search(queries, 7)[0], ExactIndex(table).search(queries, 7)[0], atol=1e-6, rtol=0)
