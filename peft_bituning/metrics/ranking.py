@@ -94,7 +94,7 @@ def ranking_metrics(ranks: ArrayLike, k: int = 10) -> dict[str, float]:
     Raises:
         InputError: `ranks` is empty, not one-dimensional, or holds a value below 1 or NaN; `k` is below 1.
     """
-    return {name: float(values.mean()) for name, values in _gains(ranks, k).items()}
+    return {name: float(values.mean()) for name, values in user_gains(ranks, k).items()}
 
 
 def standard_errors(ranks: ArrayLike, k: int = 10) -> dict[str, float]:
@@ -112,7 +112,7 @@ def standard_errors(ranks: ArrayLike, k: int = 10) -> dict[str, float]:
     Raises:
         InputError: As `ranking_metrics`.
     """
-    return {f"{name}_se": float(values.std() / np.sqrt(values.size)) for name, values in _gains(ranks, k).items()}
+    return {f"{name}_se": float(values.std() / np.sqrt(values.size)) for name, values in user_gains(ranks, k).items()}
 
 
 def check_indices(name: str, indices: np.ndarray, num_items: int) -> None:
@@ -134,7 +134,19 @@ def check_indices(name: str, indices: np.ndarray, num_items: int) -> None:
         )
 
 
-def _gains(ranks: ArrayLike, k: int) -> dict[str, np.ndarray]:
+def user_gains(ranks: ArrayLike, k: int = 10) -> dict[str, np.ndarray]:
+    """Return each user's share in what `ranking_metrics` averages.
+
+    Args:
+        ranks: `[U]` ranks from 1, as `target_ranks` returns them.
+        k: Length of the list that counts for recall and NDCG.
+
+    Returns:
+        `[U]` float64 by the metrics' names.
+
+    Raises:
+        InputError: As `ranking_metrics`.
+    """
     rank_array = _to_numpy(ranks).astype(np.float64)
     if rank_array.ndim != 1 or rank_array.size == 0:
         raise InputError(f"ranks must have shape [users] with at least one user, got {list(rank_array.shape)}")

@@ -141,6 +141,28 @@ def make_prompts(
     Raises:
         ConfigurationError: virtual tokens leave no room for text, or an attribute is not in the catalog.
     """
+    num_tokens = cast(BiTuningModel, model.base_model).prefix_encoder.num_tokens
+    return make_prompts_beside(num_tokens, base, data, template, arguments)
+
+
+def make_prompts_beside(
+    num_tokens: int, base: BaseModel, data: Interactions, template: PromptTemplate, arguments: LaserArguments
+) -> PromptEncoder:
+    """Set up prompts that fit the model's context beside virtual tokens and a suffix.
+
+    Args:
+        num_tokens: the virtual tokens.
+        base: gives the tokenizer and the context.
+        data: gives the catalog.
+        template: the prompt.
+        arguments: give the limits.
+
+    Returns:
+        The prompt encoder.
+
+    Raises:
+        ConfigurationError: virtual tokens leave no room for text, or an attribute is not in the catalog.
+    """
     missing = sorted({*(arguments.attributes or ())} - {*data.items.text_columns, "none"})
     if missing:
         raise ConfigurationError(
@@ -150,7 +172,6 @@ def make_prompts(
     length = arguments.max_length
     limit = max_positions(base.model)
     if limit is not None:
-        num_tokens = cast(BiTuningModel, model.base_model).prefix_encoder.num_tokens
         length = min(length, limit - num_tokens - 1)
         if length < 1:
             raise ConfigurationError(

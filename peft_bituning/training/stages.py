@@ -159,7 +159,7 @@ class TwoStageTraining:
         state, arguments = self.state, self.arguments
         started = time.perf_counter()
         if self.items is None or (state.stage == 1 and self.items.epoch != state.epoch + 1):
-            self.items = ItemSide(state.epoch + 1, self._weights(), self._encode_items())
+            self.items = ItemSide(state.epoch + 1, self._item_weights(), self._encode_items())
         table = self.items.table.to(self.accelerator.device)
         samples = self._epoch_samples(self._epoch_number())
         updates = self._plan(samples, self._epoch_number())
@@ -243,6 +243,10 @@ class TwoStageTraining:
     def _prefix_encoder(self) -> PrefixEncoder:
         return cast(BiTuningModel, self.model.base_model).prefix_encoder
 
+    @property
+    def _aux_loss_coef(self) -> float:
+        return getattr(self.model.peft_config[ADAPTER], "router_aux_loss_coef", 0.0)
+
     def _epoch_number(self) -> int:
         return self.state.epoch + (self.arguments.stage1_epochs if self.state.stage == 2 else 0)
 
@@ -279,14 +283,13 @@ class TwoStageTraining:
             self.encoder.batch_size,
             self.encoder.max_collaborative_states,
         )
-        config = self.model.peft_config[ADAPTER]
         self._loop = UpdateLoop(
             self.accelerator,
             encoder,
             self._prepared,
             optimizer,
             arguments,
-            getattr(config, "router_aux_loss_coef", 0.0),
+            self._aux_loss_coef,
             updates * epochs,
             self._prefix_encoder.num_tokens + 1,
             self._one_pass_a_user,
@@ -310,6 +313,10 @@ class TwoStageTraining:
     def _weights(self) -> Weights:
         weights = get_peft_model_state_dict(self.model, adapter_name=ADAPTER, save_embedding_layers=False)
         return {name: value.detach().cpu().clone() for name, value in weights.items()}
+
+    def _item_weights(self) -> Weights:
+        """The weights to keep beside an item table, for new items."""
+        return self._weights()
 
     def set_weights(self, weights: Weights) -> None:
         """Put weights into the trained adapter."""
