@@ -8,13 +8,28 @@ import torch
 from ..errors import ArtifactError, ConfigurationError
 from .base import CONFIG_FILE, IDRecommender, read_config
 from .bert4rec import BERT4Rec, BERT4RecConfig
+from .fdsa import FDSA
 from .precomputed import Precomputed
 from .sasrec import SASRec, SASRecConfig
+from .transformer import ItemSequenceModel
+from .zesrec import ZESRec
 
 _TRAINABLE: dict[str, tuple[type[SASRec] | type[BERT4Rec], type[SASRecConfig] | type[BERT4RecConfig]]] = {
     "sasrec": (SASRec, SASRecConfig),
     "bert4rec": (BERT4Rec, BERT4RecConfig),
 }
+_LOADABLE: dict[str, type[ItemSequenceModel]] = {
+    model_class.recommender_type: model_class for model_class in (SASRec, BERT4Rec, ZESRec, FDSA)
+}
+
+
+def register_recommender(model_class: type[ItemSequenceModel]) -> None:
+    """Let `load_recommender` load a kind of recommender.
+
+    Args:
+        model_class: Its class; `recommender_type` is the name of the kind, as `config.json` spells it.
+    """
+    _LOADABLE[model_class.recommender_type] = model_class
 
 
 def build_recommender(kind: str, num_items: int, *, seed: int = 0, **settings: Any) -> SASRec | BERT4Rec:
@@ -56,7 +71,10 @@ def load_recommender(folder: str | Path) -> IDRecommender:
     kind = read_config(folder).get("model_type")
     if kind == Precomputed.recommender_type:
         return Precomputed.from_pretrained(folder)
-    if kind not in _TRAINABLE:
-        known = ", ".join([*_TRAINABLE, Precomputed.recommender_type])
-        raise ArtifactError(f"{Path(folder) / CONFIG_FILE}: model_type must be one of {known}, got {kind!r}")
-    return _TRAINABLE[kind][0].from_pretrained(folder)
+    if kind not in _LOADABLE:
+        known = ", ".join([*_LOADABLE, Precomputed.recommender_type])
+        raise ArtifactError(
+            f"{Path(folder) / CONFIG_FILE}: model_type must be one of {known}, got {kind!r}; a kind that "
+            "another module registers is known once that is imported (ssna: import peft_bituning.ssna)"
+        )
+    return _LOADABLE[kind].from_pretrained(folder)

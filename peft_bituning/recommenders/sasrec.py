@@ -77,7 +77,7 @@ class SASRec(ItemSequenceModel):
         Returns:
             Scalar loss.
         """
-        states = self.encoder(input_ids=item_indices[:, :-1]).last_hidden_state  # [B, L-1, C]
+        states = self._encode_packed(item_indices[:, :-1], lengths - 1)  # [B, L-1, C]
         is_target = mask_of_lengths(lengths - 1, states.shape[1])
         logits = states[is_target] @ self.item_weights.T  # [M, I]
         return functional.cross_entropy(logits, item_indices[:, 1:][is_target])
