@@ -1,0 +1,23 @@
+"""The side network on cached states, SSNA-style: the language model runs once, over the items' texts, then no more."""
+
+from ..recommenders.loading import register_recommender
+from .caching import ITEM_TEXT, cache_item_states
+from .config import SSNAConfig
+from .fit import default_ssna_arguments, fit_ssna
+from .item_states import ItemStates
+from .model import SSNA
+from .side_network import SideAdapter, SideNetwork
+
+register_recommender(SSNA)
+
+__all__ = [
+    "ITEM_TEXT",
+    "SSNA",
+    "ItemStates",
+    "SSNAConfig",
+    "SideAdapter",
+    "SideNetwork",
+    "cache_item_states",
+    "default_ssna_arguments",
+    "fit_ssna",
+]

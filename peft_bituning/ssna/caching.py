@@ -1,0 +1,206 @@
+"""One pass of the frozen language model over every item's text; afterwards the model is not needed any more.
+
+Shapes: `B` items of a batch, `T` text tokens, `I` catalog items, `a` layers, `D` width.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..base_models import BaseModel
+from ..data import ItemCatalog, PromptEncoder, PromptTemplate
+from ..data.collator import HistoryCollator
+from ..errors import ArtifactError, ConfigurationError, InputError, UnsupportedModelError
+from ..recommenders.base import evaluation_mode
+from ..tuners.bituning.backbone import device_of, find_backbone, max_positions, token_embeddings
+from .config import POOLINGS
+from .item_states import ItemStates, differences
+from .states_file import DTYPES, StatesFile
+
+logger = logging.getLogger(__name__)
+
+#: An item's title and attributes, without instruction and marker.
+ITEM_TEXT = PromptTemplate("item_text", marker="")
+
+_SAMPLED = 16  # values of every weight that the origin records
+
+
+def cache_item_states(
+    base: BaseModel,
+    items: ItemCatalog,
+    folder: str | Path,
+    *,
+    num_layers: int = 8,
+    pooling: str = "last",
+    template: PromptTemplate = ITEM_TEXT,
+    dtype: str = "float32",
+    batch_size: int = 16,
+    block_size: int = 256,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> ItemStates:
+    """Run every item's text through the frozen language model once and keep its top layers' states on the disk.
+
+    Stopped at any moment, it goes on where it was: finished blocks are checked by their sha256 and kept, others are
+    made again. A cache of another model, template, catalog, pooling or type is refused.
+
+    Args:
+        base: The language model and its tokenizer; it is not changed, and gets no gradient.
+        items: The catalog.
+        folder: Where the states are kept.
+        num_layers: a, the top layers kept; all of them where the model has fewer. The states of the last one are
+            those behind the model's final norm.
+        pooling: `last`: the state of an item's last token; `mean`: over its tokens.
+        template: How an item is put into words, as a one-item history.
+        dtype: Of the file: `float32`, `float16` or `bfloat16`.
+        batch_size: Items a forward pass.
+        block_size: Items between two writes; a cache that is resumed keeps the one it began with.
+        overwrite: Replace a cache of another origin, or one that is damaged beyond its blocks.
+        progress: Show a bar over the items.
+
+    Returns:
+        The states, memory-mapped. An item without any text has states of zero.
+
+    Raises:
+        ConfigurationError: A setting is out of its range.
+        ArtifactError: The folder holds states of another origin, or a damaged file.
+        InputError: A state is not finite, or overflows the type.
+        UnsupportedModelError: The model does not return one state a token and layer.
+    """
+    for name, value in (("num_layers", num_layers), ("batch_size", batch_size), ("block_size", block_size)):
+        if value < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {value!r}")
+    if pooling not in POOLINGS:
+        raise ConfigurationError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+    template = dataclasses.replace(template, fields=template.fields_for(items))
+    prompts = PromptEncoder(template, base.tokenizer, items, max_positions(base.model))
+    config = base.model.config.get_text_config()
+    shape = (len(items), min(num_layers, config.num_hidden_layers), config.hidden_size)
+    origin = _origin(base, items, prompts, pooling)
+    file = _provide_file(Path(folder), origin, shape, dtype, block_size, overwrite)
+    finished = file.finished()
+    collator = HistoryCollator(prompts, pad_token_id=0, max_items=1)
+    backbone = find_backbone(base.model)
+    device = device_of(token_embeddings(base.model))
+    done = sum(len(file.items_of(block)) for block in finished)
+    with (
+        torch.no_grad(),
+        evaluation_mode(base.model),
+        tqdm(total=len(items), initial=done, desc="caching states", unit="item", disable=not progress) as bar,
+    ):
+        for block in sorted(set(range(file.num_blocks)) - finished):
+            indices = sorted(file.items_of(block), key=lambda item: (collator.length([item], "item"), item))
+            values = torch.zeros(len(indices), *shape[1:], dtype=DTYPES[dtype])
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                rows = torch.tensor(batch) - file.items_of(block).start
+                values[rows] = _states(backbone, collator, batch, shape, pooling, device).to(values)
+                bar.update(len(batch))
+            _check_finite(values, file.items_of(block), items, dtype)
+            file.write(block, values)
+    if prompts.counts["items_cut"]:
+        logger.warning("the texts of some items were cut to the model's context of %s tokens", prompts.max_length)
+    if prompts.twin_count:
+        logger.warning("%d items share their text with another one and cannot be told apart", prompts.twin_count)
+    return ItemStates(file.values(), origin)
+
+
+def _provide_file(
+    folder: Path, origin: dict[str, Any], shape: tuple[int, int, int], dtype: str, block_size: int, overwrite: bool
+) -> StatesFile:
+    try:
+        file = StatesFile.find(folder)
+    except ArtifactError:
+        if not overwrite:
+            raise
+        file = None
+    if file is None:
+        return StatesFile.create(folder, origin, shape, dtype, block_size)
+    saved = {**file.origin, "shape": list(file.shape), "dtype": file.dtype}
+    different = differences(saved, {**origin, "shape": list(shape), "dtype": dtype})
+    if not different:
+        return file
+    if overwrite:
+        return StatesFile.create(folder, origin, shape, dtype, block_size)
+    raise ArtifactError(
+        f"the states cached in {folder.name} are of another origin: {'; '.join(different)}; cache into another folder, "
+        "or replace them with overwrite=True"
+    )
+
+
+def _states(
+    backbone: nn.Module,
+    collator: HistoryCollator,
+    items: list[int],
+    shape: tuple[int, int, int],
+    pooling: str,
+    device: torch.device,
+) -> Tensor:
+    """Return the pooled states [B, a, D] of a batch of items on the CPU."""
+    batch = collator([[item] for item in items], "item").to(device)
+    output = backbone(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True, use_cache=False
+    )
+    _, num_layers, width = shape
+    layers = output.hidden_states[-num_layers:]
+    expected = (*batch.input_ids.shape, width)
+    if len(output.hidden_states) <= num_layers or any(layer.shape != expected for layer in layers):
+        raise UnsupportedModelError(
+            f"the base model must return one state [B, T, D] = {list(expected)} a layer for {num_layers} layers and "
+            f"its embeddings, got {[list(layer.shape) for layer in output.hidden_states]} from "
+            f"{type(backbone).__name__}"
+        )
+    lengths = batch.attention_mask.sum(1)
+    if pooling == "last":
+        rows = torch.arange(len(items), device=device)
+        pooled = [layer[rows, (lengths - 1).clamp(min=0)].float() for layer in layers]
+    else:
+        weights = batch.attention_mask[:, :, None].bool()
+        pooled = [layer.float().masked_fill(~weights, 0).sum(1) / lengths.clamp(min=1)[:, None] for layer in layers]
+    stacked = torch.stack(pooled, dim=1)  # [B, a, D]
+    return stacked.masked_fill((lengths == 0)[:, None, None], 0).cpu()
+
+
+def _origin(base: BaseModel, items: ItemCatalog, prompts: PromptEncoder, pooling: str) -> dict[str, Any]:
+    """Return what decides the states: the model, the template and the texts as tokens."""
+    tokens = [prompts.encode([item], "item") for item in range(len(items))]
+    texts = hashlib.sha256(json.dumps([items.item_ids, tokens]).encode()).hexdigest()
+    origin = {
+        "base_model": base.name,
+        "is_local": base.is_local,
+        "fingerprint": base.fingerprint(),
+        "weights": _weights_digest(base.model),
+        "template": prompts.template.to_dict(),
+        "pooling": pooling,
+        "items": texts,
+    }
+    return json.loads(json.dumps(origin))
+
+
+def _weights_digest(model: nn.Module) -> str:
+    """Return the sha256 over a few values of every weight, which tells tunings and types of one model apart."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"\n{name} {list(weight.shape)} {weight.dtype}\n".encode())
+        if not weight.is_meta and weight.numel():
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].cpu().contiguous()
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_finite(values: Tensor, indices: range, items: ItemCatalog, dtype: str) -> None:
+    bad = (~values.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+    if bad:
+        names = [items.item_ids[indices[row]] for row in bad[:5]]
+        raise InputError(
+            f"states must be finite in {dtype}, got NaN or infinity for {len(bad)} items, first {names}; cache them as "
+            "bfloat16 or float32, and load the base model in bfloat16 or float32"
+        )

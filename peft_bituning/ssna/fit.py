@@ -1,0 +1,96 @@
+"""From purchase histories and a language model to a trained side network, in one call."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base_models import BaseModel, load_base_model
+from ..data import Interactions, LeaveOneOut, PromptTemplate
+from ..recommenders import FitReport, fit_recommender
+from .caching import ITEM_TEXT, cache_item_states
+from .config import SSNAConfig
+from .item_states import ItemStates
+from .model import SSNA
+
+STATES_FOLDER = "states"
+
+
+def default_ssna_arguments() -> dict[str, Any]:
+    """Return the keyword arguments of `fit_recommender` that did best on validation.
+
+    Returns:
+        A new dict.
+    """
+    return {"epochs": 200, "batch_size": 512, "learning_rate": 1e-3, "weight_decay": 0.0, "patience": 10}
+
+
+def fit_ssna(
+    interactions: Interactions,
+    base_model: str | Path | BaseModel,
+    output_dir: str | Path,
+    config: SSNAConfig | None = None,
+    *,
+    template: PromptTemplate = ITEM_TEXT,
+    states_dtype: str = "float32",
+    states_batch_size: int = 16,
+    overwrite_states: bool = False,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+    **fit_arguments: Any,
+) -> tuple[SSNA, FitReport]:
+    """Cache the items' states, let go of the language model, train beside it, save.
+
+    The states are kept in `output_dir/states`; a second call, or one after a kill, finds what is finished there.
+
+    Args:
+        interactions: The users' histories and the catalog; the last item of each is left for testing, the last but one
+            decides when to stop.
+        base_model: The frozen language model, by name or loaded.
+        output_dir: Takes the model's files and, beside them, the states.
+        config: Sizes, pooling and seed; None takes the defaults.
+        template: How an item is put into words.
+        states_dtype: Type of the cached states.
+        states_batch_size: Items a forward pass of the language model.
+        overwrite_states: Replace states of another origin.
+        progress: Show bars.
+        device: Where the language model runs and the side network is trained; None is the CPU, or where a loaded
+            model is.
+        fit_arguments: Changes to `default_ssna_arguments`, as `fit_recommender` takes them, such as `epochs`.
+
+    Returns:
+        The trained model in evaluation mode, saved in `output_dir`, and what happened in training.
+
+    Raises:
+        ConfigurationError: A setting is out of its range.
+        ArtifactError: `output_dir/states` holds states of another origin.
+        NonFiniteLossError: The loss is NaN or infinite.
+    """
+    config = config or SSNAConfig()
+    folder = Path(output_dir)
+    base = load_base_model(base_model)
+    if device is not None:
+        base.model.to(device)  # type: ignore[arg-type]
+    states: ItemStates = cache_item_states(
+        base,
+        interactions.items,
+        folder / STATES_FOLDER,
+        num_layers=config.num_layers,
+        pooling=config.pooling,
+        template=template,
+        dtype=states_dtype,
+        batch_size=states_batch_size,
+        overwrite=overwrite_states,
+        progress=progress,
+    )
+    del base
+    gc.collect()  # a model refers to itself in circles
+    split = LeaveOneOut(interactions.histories)
+    model = SSNA.from_states(states, config)
+    settings = {"seed": config.seed, **default_ssna_arguments(), **fit_arguments}
+    report = fit_recommender(
+        model, split.train_sequences, split.samples("valid"), progress=progress, device=device, **settings
+    )
+    model.save_pretrained(folder)
+    return model, report

@@ -1,0 +1,190 @@
+"""The recommender: side network, sequence model, full softmax over the catalog.
+
+SSNA-style after "Towards Efficient and Effective Adaptation of Large Language Models for Sequential Recommendation"
+(arXiv 2310.01612), of which we know the abstract alone. Shapes: `I` and `J` items, `a` layers, `D` width of the
+states, `C` width of the item embeddings.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ArtifactError, ConfigurationError, InputError
+from ..recommenders.base import evaluation_mode
+from ..recommenders.text_sasrec import TextSASRec
+from .config import SSNAConfig
+from .item_states import ItemStates, differences
+from .side_network import SideNetwork
+
+# What must agree for states to mean the same in another catalog; the precision of the weights may differ.
+_SAME_MEANING = ("fingerprint", "template", "pooling")
+
+
+class SSNA(TextSASRec):
+    """A sequence model over items embedded by adapters beside a frozen language model.
+
+    Built by `from_states`. Training needs the cached states, scoring does not: the item embeddings are saved with the
+    weights, so that a loaded model needs neither the language model nor the cache.
+
+    Args:
+        config: Sizes; `num_items`, `state_size` and `num_layers` as in the states.
+    """
+
+    config_class = SSNAConfig
+    config: SSNAConfig
+    recommender_type = "ssna"
+    item_table: Tensor
+
+    def __init__(self, config: SSNAConfig) -> None:
+        super().__init__(config)
+        self.side = SideNetwork(
+            config.num_layers, config.state_size, config.adapter_size, config.hidden_size, config.adapter_dropout
+        )
+        self.register_buffer("item_table", torch.zeros(config.num_items, config.hidden_size))
+        self._states: Tensor | None = None
+        self._table_weights: list[tuple[int, int]] = []
+        self.post_init()
+
+    @classmethod
+    def from_states(cls, states: ItemStates, config: SSNAConfig | None = None) -> "SSNA":
+        """Build an untrained model over cached states; the same seed gives the same weights.
+
+        Args:
+            states: The catalog's states.
+            config: Sizes of the model; the sizes of the states are filled in. None takes the defaults.
+
+        Returns:
+            The model, ready for `fit_recommender`; torch's global random state is left as it was.
+
+        Raises:
+            ConfigurationError: The states were pooled otherwise.
+        """
+        settings = (config or SSNAConfig()).to_dict()
+        pooling = states.origin.get("pooling", settings["pooling"])
+        if pooling != settings["pooling"]:
+            raise ConfigurationError(
+                f"pooling must be that of the cached states, {pooling!r}, got {settings['pooling']!r}; cache the "
+                "states again, or change the config"
+            )
+        settings |= {
+            "num_items": len(states),
+            "num_layers": min(settings["num_layers"], states.num_layers),
+            "state_size": states.width,
+            "states": states.origin,
+        }
+        full = SSNAConfig.from_dict(settings)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(full.seed)
+            model = cls(full)
+            model.side.start(states.values[:, -full.num_layers :], full.item_chunk_size)
+        return model.attach(states)
+
+    def attach(self, states: ItemStates) -> "SSNA":
+        """Put the model on the states of a catalog: to train on, or to recommend from another catalog.
+
+        Args:
+            states: States of the same language model, template and pooling, of at least as many layers; the top ones
+                are used.
+
+        Returns:
+            Itself, with the item embeddings of that catalog.
+
+        Raises:
+            ArtifactError: The states mean something else.
+            InputError: They have another width or fewer layers.
+        """
+        saved, found = self.config.states, states.origin
+        names = list(_SAME_MEANING)
+        if not (saved.get("is_local") or found.get("is_local")):
+            names.append("base_model")
+        different = differences({name: saved.get(name) for name in names}, {name: found.get(name) for name in names})
+        if different:
+            raise ArtifactError(
+                f"these states are not what this model was trained on: {'; '.join(different)}; cache the catalog with "
+                "the same base model, template and pooling"
+            )
+        if states.width != self.config.state_size or states.num_layers < self.config.num_layers:
+            raise InputError(
+                f"states must be [items, at least {self.config.num_layers} layers, {self.config.state_size}], got "
+                f"{list(states.values.shape)}"
+            )
+        device = self.item_table.device
+        self._states = states.values[:, -self.config.num_layers :]
+        self._table_weights = []
+        self.config.num_items = len(states)
+        self.config.states = states.origin
+        self.item_table = torch.zeros(len(states), self.config.hidden_size, device=device)
+        self._refresh()
+        return self
+
+    def essentials(self) -> dict[str, Any]:
+        """Return the settings that decide what the weights compute."""
+        names = ("num_layers", "adapter_size", "state_size", "pooling")
+        return {**super().essentials(), **{name: getattr(self.config, name) for name in names}}
+
+    @property
+    def item_weights(self) -> Tensor:
+        """Item embeddings `[I, C]` of the present weights, frozen, without dropout."""
+        self._refresh()
+        return self.item_table
+
+    def embed_items(self) -> Tensor:
+        """Embed the catalog by its states, with gradients where they are enabled.
+
+        Returns:
+            `[I, C]`.
+
+        Raises:
+            InputError: No states are attached.
+        """
+        if self._states is None:
+            raise InputError(
+                "training needs the cached states, which are not saved with the model; attach them with "
+                "model.attach(ItemStates.open(folder))"
+            )
+        self._states = self._states.to(self.item_table.device)  # copied once; on the CPU they stay mapped
+        pieces = self._states.split(self.config.item_chunk_size)
+        if len(pieces) == 1 or not torch.is_grad_enabled():
+            return torch.cat([self._embed(piece) for piece in pieces])
+        return torch.cat([checkpoint(self._embed, piece, use_reentrant=False) for piece in pieces])
+
+    def embed(self, states: Tensor) -> Tensor:
+        """Embed items that need not be in the catalog.
+
+        Args:
+            states: `[J, a, D]`.
+
+        Returns:
+            `[J, C]`, without gradient.
+        """
+        with torch.no_grad(), evaluation_mode(self):
+            return self.side(states.to(self.item_table))
+
+    def content_hash(self) -> str:
+        """Return the sha256 (hex) over the essential settings, the weights and the item embeddings."""
+        self._refresh()
+        return super().content_hash()
+
+    def save_pretrained(self, save_directory: Any, *positional: Any, **arguments: Any) -> Any:
+        """Write `config.json` and `model.safetensors`: adapters, sequence model and item embeddings.
+
+        Args:
+            save_directory: Folder, made if it is missing.
+            positional: As in `transformers`.
+            arguments: As in `transformers`.
+        """
+        self._refresh()
+        return super().save_pretrained(save_directory, *positional, **arguments)
+
+    def _embed(self, states: Tensor) -> Tensor:
+        return self.side(states.to(self.item_table.dtype))  # within the checkpoint, so that no copy outlives its piece
+
+    def _refresh(self) -> None:
+        """Compute the item embeddings again where the adapters changed since."""
+        weights = [(weight.data_ptr(), weight._version) for weight in self.side.parameters()]
+        if self._states is not None and weights != self._table_weights:
+            with torch.no_grad(), evaluation_mode(self):
+                self.item_table.copy_(self.embed_items())
+            self._table_weights = weights

@@ -1,0 +1,100 @@
+"""The side network: adapters beside the language model, chained over its cached states.
+
+Shapes: `J` items, `a` layers, `D` width of the states, `C` width of the item embeddings.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..recommenders.text_vectors import standardise
+
+
+class SideAdapter(nn.Module):
+    """One link of the chain, over the states of one layer.
+
+    `h_j = h_{j-1} + up(GELU(down(LayerNorm(state_j) + h_{j-1})))`
+
+    Args:
+        state_size: D.
+        adapter_size: Width of the bottleneck.
+        dropout: Probability in training, within the bottleneck.
+    """
+
+    def __init__(self, state_size: int, adapter_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(state_size)
+        self.down = nn.Linear(state_size, adapter_size)
+        self.up = nn.Linear(adapter_size, state_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, hidden: Tensor) -> Tensor:
+        """Add what this layer says to what the layers below said.
+
+        Args:
+            states: `[J, D]`, the frozen states of this layer.
+            hidden: `[J, D]`, h_{j-1}.
+
+        Returns:
+            `[J, D]`, h_j.
+        """
+        return hidden + self.up(self.dropout(functional.gelu(self.down(self.norm(states) + hidden))))
+
+
+class SideNetwork(nn.Module):
+    """Item embeddings from the states of the top a layers, lowest layer first, `h_0 = 0`.
+
+    `e = W LayerNorm(h_a)`: the network reads states and never runs the language model.
+
+    Args:
+        num_layers: a.
+        state_size: D.
+        adapter_size: Width of the adapters' bottlenecks.
+        output_size: C.
+        dropout: Probability in training, within the bottlenecks.
+    """
+
+    def __init__(
+        self, num_layers: int, state_size: int, adapter_size: int, output_size: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.adapters: Sequence[SideAdapter] = nn.ModuleList(  # type: ignore[assignment]
+            SideAdapter(state_size, adapter_size, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(state_size)
+        self.projection = nn.Linear(state_size, output_size)
+
+    @torch.no_grad()
+    def start(self, states: Tensor, chunk_size: int) -> None:
+        """Set the weights training starts from, at a scale that does not depend on D.
+
+        Every norm standardises its layer over the catalog (see `standardise`); the adapters keep the scale of what
+        they read, and the item embeddings have a deviation of about 0.1.
+
+        Args:
+            states: `[I, a, D]`, the catalog's.
+            chunk_size: Items read at once.
+        """
+        for place, adapter in enumerate(self.adapters):
+            standardise(adapter.norm, (piece[:, place] for piece in states.split(chunk_size)))
+            for linear in (adapter.down, adapter.up):
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+                nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.projection.weight, std=0.1 * self.projection.in_features**-0.5)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Embed items.
+
+        Args:
+            states: `[J, a, D]` float32.
+
+        Returns:
+            `[J, C]`.
+        """
+        hidden = torch.zeros_like(states[:, 0])
+        for adapter, layer in zip(self.adapters, states.unbind(1), strict=True):
+            hidden = adapter(layer, hidden)
+        return self.projection(self.norm(hidden))
