@@ -1,0 +1,16 @@
+"""All methods of the comparison by name; importing this fills the register."""
+
+from . import id_methods, tuned_methods
+from .trial import METHODS, Method, Trial, TrialResult, register_method
+from .tuned_methods import forget_checkpoints
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Trial",
+    "TrialResult",
+    "forget_checkpoints",
+    "id_methods",
+    "register_method",
+    "tuned_methods",
+]

@@ -1,0 +1,235 @@
+"""Every way to tune the language model that is compared, under one loop: the same loss, sampling and selection."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from torch import nn
+
+from ..base_models import BaseModel
+from ..errors import ConfigurationError
+from ..recommenders import IDRecommender
+from ..tuners.bituning import BiTuningConfig, BiTuningModel, PrefixEncoder
+from ..tuners.bituning.backbone import embedding_scale, find_backbone, token_embeddings
+from ..tuners.ilora import ILoRAConfig
+from ..tuners.pooling import PooledModel
+from .arguments import LaserArguments
+from .inputs import attach_adapter
+from .results import to_json
+from .stage_result import Weights
+from .stages import ADAPTER, TwoStageTraining
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """One way to tune a language model.
+
+    Args:
+        config_class: of its adapter; None trains every weight.
+        defaults: settings in place of the class's own.
+        reads_recommender: whether it reads the states of a frozen ID recommender.
+    """
+
+    config_class: type[PeftConfig] | None
+    defaults: dict[str, Any]
+    reads_recommender: bool = False
+
+
+TUNERS = {
+    "laser": Tuner(BiTuningConfig, {"prefix_encoder": "mformer"}, reads_recommender=True),
+    "bituning-linear": Tuner(BiTuningConfig, {"prefix_encoder": "linear"}, reads_recommender=True),
+    "bituning-static": Tuner(BiTuningConfig, {"prefix_encoder": "static"}),
+    "bituning-none": Tuner(BiTuningConfig, {"prefix_encoder": "none"}),
+    "ilora": Tuner(ILoRAConfig, {}, reads_recommender=True),
+    "lora": Tuner(LoraConfig, {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": "all-linear"}),
+    "prompt-tuning": Tuner(PromptTuningConfig, {"num_virtual_tokens": 32}),
+    "p-tuning": Tuner(PromptEncoderConfig, {"num_virtual_tokens": 32}),
+    FULL: Tuner(None, {}),
+}
+
+
+def build_tuned(
+    method: str,
+    base: BaseModel,
+    settings: dict[str, Any],
+    recommender: IDRecommender | None,
+    arguments: LaserArguments,
+) -> nn.Module:
+    """Put a fresh adapter of any method on the language model; the same seed gives the same weights.
+
+    Args:
+        method: one of `TUNERS`.
+        base: the frozen language model; full fine-tuning thaws it.
+        settings: fields of the method's config in place of its defaults; `pooling` for every method.
+        recommender: the frozen ID recommender, for methods that read one.
+        arguments: give the seed and the text that virtual tokens start from.
+
+    Returns:
+        A model with the forward interface of `BiTuningModel`, its trainable weights requiring gradients.
+
+    Raises:
+        ConfigurationError: an unknown method or setting, or settings that do not fit the model.
+    """
+    if method not in TUNERS:
+        raise ConfigurationError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
+    tuner = TUNERS[method]
+    settings = {**tuner.defaults, **settings}
+    if tuner.config_class in (BiTuningConfig, ILoRAConfig):
+        config = _make_config(method, cast(type[PeftConfig], tuner.config_class), settings)
+        if tuner.config_class is ILoRAConfig:  # its rows have no virtual tokens
+            arguments = replace(arguments, prefix_text=None, suffix_text=None)
+        return attach_adapter(base, cast(BiTuningConfig, config), recommender, arguments)
+    pooling = settings.pop("pooling", "last")
+    if tuner.config_class is None:
+        _refuse(method, settings)
+        if base.model.dtype != torch.float32:
+            raise ConfigurationError(
+                f"the base model must be in float32 for full fine-tuning, got {base.model.dtype}; half precision "
+                "loses small updates: load it in float32 and set mixed_precision"
+            )
+        find_backbone(base.model).requires_grad_(True)  # an untied language-model head has nothing to learn here
+        return PooledModel(base.model, pooling)
+    config = _make_config(method, tuner.config_class, {"task_type": "FEATURE_EXTRACTION", **settings})
+    torch.manual_seed(arguments.seed)
+    model = get_peft_model(base.model, config)
+    if isinstance(config, PromptTuningConfig):
+        _start_prompt(cast(PeftModel, model), base, arguments)
+    return PooledModel(cast(PeftModel, model), pooling)
+
+
+def num_virtual_tokens(model: nn.Module) -> int:
+    """Return how many tokens a model of `build_tuned` puts before the text."""
+    if not isinstance(model, PooledModel):
+        return cast(BiTuningModel, model.base_model).prefix_encoder.num_tokens
+    config = model.model.active_peft_config if isinstance(model.model, PeftModel) else None
+    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+
+
+def adapter_config(model: nn.Module) -> dict[str, Any] | None:
+    """Return the settings of the trained adapter as JSON values; None where there is none."""
+    peft_model = model.model if isinstance(model, PooledModel) else model
+    return to_json(peft_model.peft_config[ADAPTER].to_dict()) if isinstance(peft_model, PeftModel) else None
+
+
+def num_trainable(model: nn.Module) -> int:
+    """Count the weights that require gradients."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def adapter_bytes(model: nn.Module) -> int:
+    """Return the bytes of the tensors that a saved adapter holds; of all trained weights where there is none."""
+    peft_model = model.model if isinstance(model, PooledModel) else model
+    if isinstance(peft_model, PeftModel):
+        tensors = get_peft_model_state_dict(peft_model, adapter_name=ADAPTER, save_embedding_layers=False)
+    else:
+        tensors = trained_weights(model)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def trained_weights(model: nn.Module) -> Weights:
+    """Copy the weights that require gradients to the CPU, by their names."""
+    return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+class TunedTraining(TwoStageTraining):
+    """The two stages for every model of `build_tuned`; its arguments are those of `TwoStageTraining`.
+
+    A `PooledModel` is kept by its trained weights as they are named: PEFT's own files hold what P-tuning's encoder
+    computes and not the encoder, and full fine-tuning has no adapter.
+    """
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether `read_checkpoint` found something to go on from; `run` forgets it."""
+        return self._saved is not None
+
+    @property
+    def rows_an_epoch(self) -> int:
+        """Training rows of every epoch."""
+        return len(self._epoch_samples(0))
+
+    @property
+    def _pooled(self) -> PooledModel | None:
+        return self.model if isinstance(self.model, PooledModel) else None
+
+    @property
+    def _prefix_encoder(self) -> PrefixEncoder:
+        if self._pooled is None:
+            return super()._prefix_encoder
+        return cast(PrefixEncoder, _NoEncoder(num_virtual_tokens(self._pooled)))
+
+    @property
+    def _aux_loss_coef(self) -> float:
+        return 0.0 if self._pooled is not None else super()._aux_loss_coef
+
+    def _weights(self) -> Weights:
+        return super()._weights() if self._pooled is None else trained_weights(self._pooled)
+
+    def _item_weights(self) -> Weights:
+        return {}  # nothing is served from here: the table alone is ranked
+
+    def set_weights(self, weights: Weights) -> None:
+        """Put weights into the trained model.
+
+        Args:
+            weights: what a stage kept.
+        """
+        if self._pooled is None:
+            super().set_weights(weights)
+            return
+        parameters = dict(self._pooled.named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                parameters[name].copy_(value)
+
+
+@dataclass(frozen=True)
+class _NoEncoder:
+    """What training asks of a prefix encoder, said of a model that has none."""
+
+    num_tokens: int
+    needs_collaborative: bool = False
+
+
+def _make_config(method: str, config_class: type[PeftConfig], settings: dict[str, Any]) -> PeftConfig:
+    known = {each.name for each in fields(config_class) if each.init}
+    _refuse(method, {name: value for name, value in settings.items() if name not in known})
+    return config_class(**settings)
+
+
+def _refuse(method: str, unknown: dict[str, Any]) -> None:
+    if unknown:
+        raise ConfigurationError(
+            f"settings of {method} must be fields of its adapter's config, got {', '.join(sorted(unknown))}"
+        )
+
+
+def _start_prompt(model: PeftModel, base: BaseModel, arguments: LaserArguments) -> None:
+    """Start the prompt where Bi-Tuning's prefix starts: from the text's tokens, repeated, or small and at random.
+
+    PEFT draws it from N(0, 1), many times the length of a token's embedding.
+    """
+    table = cast(nn.Embedding, token_embeddings(base.model)).weight.detach()
+    prompt = cast(nn.Parameter, model.prompt_encoder[ADAPTER].get_parameter("embedding.weight"))
+    with torch.no_grad():
+        if arguments.prefix_text is None:
+            if model.active_peft_config.prompt_tuning_init == PromptTuningInit.RANDOM:
+                prompt.mul_(embedding_scale(base.model))
+            return
+        ids = base.tokenizer(arguments.prefix_text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ConfigurationError(f"prefix_text must hold at least one token, got {arguments.prefix_text!r}")
+        repeated = [ids[place % len(ids)] for place in range(len(prompt))]
+        prompt.copy_(table[torch.tensor(repeated, device=table.device)])

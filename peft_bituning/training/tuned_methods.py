@@ -1,0 +1,154 @@
+"""The methods that tune a language model, from a trial to its result."""
+
+import shutil
+from pathlib import Path
+from typing import cast
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import PeftModel
+
+from ..catalog.encoder import HistoryEncoder
+from ..catalog.item_table import ItemTable
+from ..data.collator import HistoryCollator
+from ..data.samples import Sample
+from ..evaluation import catalog_ranks
+from ..launch import launched_state
+from ..matmul import fast_cpu_matmul
+from ..recommenders import IDRecommender
+from ..serving.recommender import pad_token_id
+from .checkpoint import CheckpointStore
+from .id_methods import frozen_recommender
+from .inputs import make_prompts_beside, read_template
+from .measuring import Meter, time_users
+from .ranking import rank_users
+from .results import data_hash, to_json
+from .sharding import check_launcher
+from .trial import METHODS, Method, Trial, TrialResult
+from .tuned import TUNERS, TunedTraining, adapter_bytes, adapter_config, build_tuned, num_trainable, num_virtual_tokens
+
+CHECKPOINTS = "checkpoints"
+ENCODED_ITEMS = 256
+
+
+def run_tuned(trial: Trial) -> TrialResult:
+    """Train in both stages from the last checkpoint on, if there is one, and rank the test users.
+
+    Args:
+        trial: its method is one of `TUNERS`; checkpoints go into its folder.
+
+    Returns:
+        The result; the checkpoints stay until `forget_checkpoints`.
+
+    Raises:
+        ConfigurationError: settings that do not fit.
+        CheckpointError: the folder holds a checkpoint of another trial.
+        NonFiniteLossError: training diverged.
+    """
+    with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
+        return _run(trial)
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a trial whose result is written down."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _run(trial: Trial) -> TrialResult:
+    arguments = trial.arguments
+    launched_state()
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    check_launcher(accelerator)
+    device = accelerator.device
+    meter = Meter(device)
+    set_seed(arguments.seed)
+    known: IDRecommender | None = None
+    known_seconds = None
+    if TUNERS[trial.method].reads_recommender:
+        known, known_seconds = frozen_recommender(trial, arguments.recommender, accelerator)
+        known = known.to(device).eval()
+    base = trial.load_base()
+    set_seed(arguments.seed)
+    model = build_tuned(trial.method, base, trial.settings, known, arguments)
+    template = read_template(arguments.template, arguments.attributes)
+    prompts = make_prompts_beside(num_virtual_tokens(model), base, trial.data, template, arguments)
+    collator = HistoryCollator(prompts, pad_token_id(base.tokenizer), known.max_length if known else 1)
+    encoder = HistoryEncoder(
+        model.to(device),
+        collator,
+        known,
+        device,
+        arguments.per_device_eval_batch_size,
+        arguments.max_collaborative_states,
+    )
+    adapter = adapter_config(model)
+    identity = {
+        "method": trial.method,
+        "data": data_hash(trial.data),
+        "base_model": {"name": base.name, **base.fingerprint()},
+        "recommender": None if known is None else known.content_hash(),
+        "adapter": adapter,
+        "template": template.to_dict(),
+    }
+    store = CheckpointStore(trial.folder / CHECKPOINTS, arguments.save_total_limit)
+    training = TunedTraining(
+        accelerator, cast(PeftModel, model), encoder, trial.split, trial.num_items, arguments, store, to_json(identity)
+    )
+    training.read_checkpoint()
+    resumed = training.is_resumed
+    with meter.phase("training"):
+        _, kept = training.run()
+    meter.phases["training"] |= {"seconds": training.state.seconds, "resumed": resumed}
+    training.set_weights(kept.user_weights)
+    samples = trial.split.samples("test")
+    report = rank_users(encoder, samples, kept.item_side.table, not arguments.disable_tqdm, f"test, {trial.method}")
+    _time_serving(meter, encoder, kept.item_side.table, trial, samples)
+    epochs = training.state.epochs
+    steps = [0, *(int(epoch["global_step"]) for epoch in epochs)]
+    updates = [after - before for before, after in zip(steps, steps[1:], strict=False)]
+    return TrialResult(
+        report,
+        kept.valid,
+        num_trainable(model),
+        adapter_bytes(model),
+        meter.phases,
+        {
+            "epochs": len(epochs),
+            "updates": sum(updates),
+            "rows": training.rows_an_epoch * len(epochs),
+            "tokens": round(sum(epoch["train_tokens"] * n for epoch, n in zip(epochs, updates, strict=True))),
+        },
+        {
+            "best_epoch": kept.epoch,
+            "epochs": epochs,
+            "adapter": adapter,
+            "prompts": {"twins": prompts.twin_count},
+            "frozen_recommender": None
+            if known is None
+            else {
+                "kind": known.recommender_type,
+                "parameters": sum(value.numel() for value in known.parameters()),
+                "seconds": known_seconds,
+            },
+        },
+    )
+
+
+def _time_serving(meter: Meter, encoder: HistoryEncoder, table: ItemTable, trial: Trial, samples: list[Sample]) -> None:
+    """Measure what it takes to encode items, and one user at a time."""
+    items = min(ENCODED_ITEMS, trial.num_items)
+    encoder.encode([[0]], "item")  # nothing of the first pass's own work is counted
+    with meter.phase("encoding"):
+        encoder.encode_items(items)
+    meter.phases["encoding"]["items"] = items
+    table = table.to(encoder.device)
+
+    def rank(sample: Sample) -> None:
+        user = encoder.encode([sample.history])
+        catalog_ranks(user.to(encoder.device), table, [sample.target], [sample.history])
+
+    time_users(meter, rank, samples)
+
+
+for _name in TUNERS:
+    METHODS[_name] = Method(run_tuned, is_ours=_name == "laser" or _name.startswith("bituning-"))

@@ -1,0 +1,220 @@
+"""Every way to tune the language model trains under the same two stages."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from peft_bituning.base_models import BaseModel
+from peft_bituning.data import Interactions, LeaveOneOut
+from peft_bituning.errors import CheckpointError, ConfigurationError
+from peft_bituning.training import LaserArguments
+from peft_bituning.training.methods import METHODS, Trial, TrialResult, forget_checkpoints
+from peft_bituning.training.tuned import (
+    TUNERS,
+    TunedTraining,
+    build_tuned,
+    num_trainable,
+    num_virtual_tokens,
+    trained_weights,
+)
+
+SMALL: dict[str, dict[str, Any]] = {
+    "laser": {
+        "num_virtual_tokens": 2,
+        "num_experts": 2,
+        "encoder_hidden_size": 16,
+        "encoder_num_layers": 2,
+        "encoder_num_attention_heads": 2,
+    },
+    "bituning-linear": {"num_virtual_tokens": 2},
+    "bituning-static": {"num_virtual_tokens": 2},
+    "prompt-tuning": {"num_virtual_tokens": 2},
+    "p-tuning": {"num_virtual_tokens": 2, "encoder_hidden_size": 16},
+}
+D, LAYERS, INNER, VOCABULARY = 32, 2, 64, 320
+FIRST_UPDATE = [3, 1, 5, 7, 8, 9, 6]  # targets of the first update, the same for every method
+
+
+@pytest.fixture
+def make_trial(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> Callable[..., Trial]:
+    """Return a maker of trials over few users; all share a folder."""
+
+    def make(method: str, folder: str = "", settings: Any = None, **changes: Any) -> Trial:
+        arguments: dict[str, Any] = {
+            "stage1_epochs": 2,
+            "stage2_epochs": 1,
+            "cuts": "every_cut",
+            "max_samples_per_epoch": 16,
+            "group_cuts": False,
+            "learning_rate": 5e-3,
+            "recommender": "sasrec",
+            "recommender_epochs": 2,
+            "disable_tqdm": True,
+            "save_steps": 1,
+        }
+        output = tmp_path / (folder or method)
+        return Trial(
+            method,
+            SMALL.get(method, {}) if settings is None else settings,
+            few,
+            LeaveOneOut(few.histories),
+            tiny_base,
+            LaserArguments(output_dir=str(output), **{**arguments, **changes}),
+            tmp_path / "shared",
+            torch.device("cpu"),
+        )
+
+    return make
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return what training saw: the rows and the loss of every update, as the loop ran them."""
+    from peft_bituning.training.loop import UpdateLoop
+
+    seen: list[dict[str, Any]] = []
+    run = UpdateLoop.run
+
+    def spy(self: UpdateLoop, samples: Any, rows: Any, table: Any, where: str) -> dict[str, Any]:
+        values = run(self, samples, rows, table, where)
+        seen.append({"rows": [samples[row] for row in rows], "loss": values["loss"]})
+        return values
+
+    monkeypatch.setattr(UpdateLoop, "run", spy)
+    return seen
+
+
+@pytest.mark.parametrize("method", TUNERS)
+def test_it_trains(method: str, make_trial: Callable[..., Trial], losses: list[dict[str, Any]]) -> None:
+    """All over the same rows in the same updates, the epoch chosen by validation."""
+    trial = make_trial(method)
+    result = METHODS[method].run(trial)
+    assert len(result.report.ranks_unfiltered) == len(trial.split.samples("test")) == 13
+    assert result.trained == {"epochs": 3, "updates": 6, "rows": 48, "tokens": result.trained["tokens"]}
+    assert len(losses) == 6 and all(np.isfinite(each["loss"]) for each in losses)
+    expected = trial.split.training_samples("every_cut", 0, 0)[:16]
+    drawn = [sample for each in losses[:2] for sample in each["rows"]]
+    assert sorted((sample.user, sample.target) for sample in drawn) == sorted(
+        (sample.user, sample.target) for sample in expected
+    )
+    assert [sample.target for sample in losses[0]["rows"]][:7] == FIRST_UPDATE
+    curve = [each["valid"]["unfiltered"]["ndcg@10"] for each in result.details["epochs"]]
+    assert result.valid is not None and result.valid["unfiltered"]["ndcg@10"] == max(curve[2:] or curve)
+    assert set(result.phases) == {"training", "encoding", "user"}
+    assert all(phase["seconds"] > 0 and phase["peak_memory_mb"] > 0 for phase in result.phases.values())
+    assert result.phases["encoding"]["items"] == 10
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable", "kept"),
+    [
+        ("bituning-static", 3 * D, 3 * D),
+        ("bituning-none", D, D),
+        ("prompt-tuning", 2 * D, 2 * D),
+        ("p-tuning", 2 * D + (D * 16 + 16) + (16 * 16 + 16) + (16 * D + D), 2 * D),
+        ("lora", LAYERS * 8 * (4 * 2 * D + 3 * (D + INNER)), LAYERS * 8 * (4 * 2 * D + 3 * (D + INNER))),
+        (
+            "full",
+            VOCABULARY * D + LAYERS * (4 * D * D + 3 * D * INNER + 2 * D) + D,
+            VOCABULARY * D + LAYERS * (4 * D * D + 3 * D * INNER + 2 * D) + D,
+        ),
+    ],
+)
+def test_counts(method: str, trainable: int, kept: int, make_trial: Callable[..., Trial]) -> None:
+    result = METHODS[method].run(make_trial(method, stage1_epochs=1, stage2_epochs=0))
+    assert result.trainable_parameters == trainable
+    assert result.adapter_bytes == 4 * kept
+
+
+@pytest.mark.parametrize("method", ["p-tuning", "full", "ilora"])
+def test_a_stopped_run_goes_on(method: str, make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a method trains is in the checkpoint: the ranks are those of a run that was never stopped."""
+    whole = METHODS[method].run(make_trial(method, "whole"))
+    calls = 0
+
+    def stop(self: TunedTraining) -> None:
+        nonlocal calls
+        original(self)
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+
+    original = TunedTraining._save
+    with monkeypatch.context() as patched:
+        patched.setattr(TunedTraining, "_save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            METHODS[method].run(make_trial(method, "stopped"))
+    resumed = METHODS[method].run(make_trial(method, "stopped", resume=True))
+    assert resumed.phases["training"]["resumed"] and not whole.phases["training"]["resumed"]
+    np.testing.assert_allclose(resumed.report.ranks_unfiltered, whole.report.ranks_unfiltered)
+    assert _losses(resumed) == pytest.approx(_losses(whole), abs=1e-6)
+    other = make_trial(method, "stopped", resume=True, temperature=0.1)
+    with pytest.raises(CheckpointError, match="temperature was 0.05 and is 0.1"):
+        METHODS[method].run(other)
+    forget_checkpoints(other.folder)
+    assert not (other.folder / "checkpoints").exists()
+
+
+def _losses(result: TrialResult) -> list[float]:
+    return [epoch["train_loss"] for epoch in result.details["epochs"]]
+
+
+def test_weights_go_out_and_in(make_trial: Callable[..., Trial], tiny_base: Callable[[], BaseModel]) -> None:
+    """P-tuning's encoder too, which PEFT's own files leave out."""
+    arguments = make_trial("p-tuning").arguments
+    first = build_tuned("p-tuning", tiny_base(), SMALL["p-tuning"], None, arguments)
+    weights = trained_weights(first)
+    assert len(weights) == 7 and sum(value.numel() for value in weights.values()) == num_trainable(first)
+    second = build_tuned("p-tuning", tiny_base(), SMALL["p-tuning"], None, replace(arguments, seed=1))
+    ids = torch.arange(3, 9)[None]
+    assert not torch.allclose(second(ids)["pooler_output"], first(ids)["pooler_output"])
+    TunedTraining.set_weights(_holder(second), weights)
+    torch.testing.assert_close(second(ids)["pooler_output"], first(ids)["pooler_output"])
+
+
+def _holder(model: torch.nn.Module) -> TunedTraining:
+    training = object.__new__(TunedTraining)
+    training.model = model  # type: ignore[assignment]
+    return training
+
+
+def test_virtual_tokens(tiny_base: Callable[[], BaseModel], make_trial: Callable[..., Trial]) -> None:
+    arguments = make_trial("lora").arguments
+    for method, number in (("lora", 0), ("full", 0), ("prompt-tuning", 2), ("p-tuning", 2), ("bituning-static", 2)):
+        model = build_tuned(method, tiny_base(), SMALL.get(method, {}), None, arguments)
+        assert num_virtual_tokens(model) == number
+
+
+def test_a_prompt_starts_where_a_prefix_does(
+    tiny_base: Callable[[], BaseModel], make_trial: Callable[..., Trial]
+) -> None:
+    """The text's tokens, repeated; without a text as small as a token's embedding."""
+    base, arguments = tiny_base(), replace(make_trial("lora").arguments, prefix_text="a lamp")
+    ids = base.tokenizer("a lamp", add_special_tokens=False)["input_ids"]
+    settings = {"num_virtual_tokens": len(ids) + 1}
+    model = build_tuned("prompt-tuning", base, settings, None, arguments)
+    table = base.model.get_input_embeddings().weight
+    torch.testing.assert_close(model.model.get_prompt(1)[0], table[torch.tensor([*ids, ids[0]])])
+    small = build_tuned("prompt-tuning", tiny_base(), {"num_virtual_tokens": 64}, None, make_trial("lora").arguments)
+    assert float(small.model.get_prompt(1).detach().std() / table.std()) == pytest.approx(1, rel=0.15)
+
+
+def test_refusals(tiny_base: Callable[[], BaseModel], make_trial: Callable[..., Trial]) -> None:
+    arguments = make_trial("lora").arguments
+    with pytest.raises(ConfigurationError, match="method must be one of laser, .*, got 'dora'"):
+        build_tuned("dora", tiny_base(), {}, None, arguments)
+    with pytest.raises(ConfigurationError, match="settings of lora must be fields of its adapter's config, got rank"):
+        build_tuned("lora", tiny_base(), {"rank": 3}, None, arguments)
+    with pytest.raises(ConfigurationError, match="settings of full must be fields .*, got r"):
+        build_tuned("full", tiny_base(), {"r": 3}, None, arguments)
+    base = tiny_base()
+    base.model.to(torch.bfloat16)
+    with pytest.raises(ConfigurationError, match="must be in float32 for full fine-tuning, got torch.bfloat16"):
+        build_tuned("full", base, {}, None, arguments)
+    with pytest.raises(ConfigurationError, match="recommender must name one for ilora, .* got 'none'"):
+        METHODS["ilora"].run(make_trial("ilora", recommender="none"))
