@@ -87,8 +87,8 @@ def run_item_knn(trial: Trial) -> TrialResult:
     return _ranked(trial, meter, model)
 
 
-@register_method("sasrec")
-@register_method("bert4rec")
+@register_method("sasrec", arguments=("recommender_epochs",))
+@register_method("bert4rec", arguments=("recommender_epochs",))
 def run_sequence_model(trial: Trial) -> TrialResult:
     """Train the sequence model over ids; the one that trials of this seed may read frozen."""
     settings = trial.only("epochs")
@@ -101,7 +101,7 @@ def run_sequence_model(trial: Trial) -> TrialResult:
     return _ranked(trial, meter, model.to(accelerator.device).eval(), accelerator.device)
 
 
-@register_method("text-similarity", is_random=False)
+@register_method("text-similarity", is_random=False, uses_language_model=True)
 def run_text_similarity(trial: Trial) -> TrialResult:
     """Compare the language model's mean states of the items' texts, without training."""
     from ..recommenders import TextSimilarity
@@ -113,7 +113,7 @@ def run_text_similarity(trial: Trial) -> TrialResult:
     return _ranked(trial, meter, model)
 
 
-@register_method("item-knn+text", is_random=False)
+@register_method("item-knn+text", is_random=False, uses_language_model=True)
 def run_item_knn_and_text(trial: Trial) -> TrialResult:
     """Add item-kNN and text similarity, without training."""
     from ..recommenders import ScoreSum, TextSimilarity
@@ -126,8 +126,8 @@ def run_item_knn_and_text(trial: Trial) -> TrialResult:
     return _ranked(trial, meter, cast(HistoryRecommender, model))
 
 
-@register_method("zesrec")
-@register_method("fdsa")
+@register_method("zesrec", uses_language_model=True)
+@register_method("fdsa", uses_language_model=True)
 def run_text_sequence_model(trial: Trial) -> TrialResult:
     """Train a sequence model over frozen text vectors."""
     from ..recommenders import FDSA, ZESRec
@@ -151,7 +151,7 @@ def run_text_sequence_model(trial: Trial) -> TrialResult:
     return _ranked(trial, meter, model, trial.device, report)
 
 
-@register_method("ssna")
+@register_method("ssna", uses_language_model=True)
 def run_ssna(trial: Trial) -> TrialResult:
     """Train the side network on the language model's cached states."""
     from ..ssna import SSNAConfig, fit_ssna

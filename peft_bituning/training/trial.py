@@ -97,32 +97,35 @@ class Method:
         run: trains and evaluates it.
         is_ours: whether it is what others are the baselines of.
         is_random: whether a seed changes anything.
+        uses_language_model: whether the language model has a part in it.
+        arguments: the fields of `LaserArguments` that decide its result.
     """
 
     run: Callable[[Trial], TrialResult]
     is_ours: bool = False
     is_random: bool = True
+    uses_language_model: bool = False
+    arguments: tuple[str, ...] = ()
 
 
 METHODS: dict[str, Method] = {}
 
 
 def register_method(
-    name: str, *, is_ours: bool = False, is_random: bool = True
+    name: str, **properties: Any
 ) -> Callable[[Callable[[Trial], TrialResult]], Callable[[Trial], TrialResult]]:
     """Make a function from a trial to its result a method of the comparison.
 
     Args:
         name: as configurations spell it.
-        is_ours: see `Method`.
-        is_random: see `Method`.
+        properties: the other fields of `Method`.
 
     Returns:
         The decorator, which leaves the function as it is.
     """
 
     def register(run: Callable[[Trial], TrialResult]) -> Callable[[Trial], TrialResult]:
-        METHODS[name] = Method(run, is_ours, is_random)
+        METHODS[name] = Method(run, **properties)
         return run
 
     return register

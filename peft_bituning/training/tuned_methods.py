@@ -17,6 +17,8 @@ from ..launch import launched_state
 from ..matmul import fast_cpu_matmul
 from ..recommenders import IDRecommender
 from ..serving.recommender import pad_token_id
+from ..tuners.bituning import BiTuningConfig
+from .arguments import LaserArguments
 from .checkpoint import CheckpointStore
 from .id_methods import frozen_recommender
 from .inputs import make_prompts_beside, read_template
@@ -150,5 +152,13 @@ def _time_serving(meter: Meter, encoder: HistoryEncoder, table: ItemTable, trial
     time_users(meter, rank, samples)
 
 
-for _name in TUNERS:
-    METHODS[_name] = Method(run_tuned, is_ours=_name == "laser" or _name.startswith("bituning-"))
+def _method(name: str) -> Method:
+    # by name, not all of them: what only the recommender's readers read is no reason to train the others again
+    deciding = set(LaserArguments().trajectory()) - {"seed"}
+    if not TUNERS[name].reads_recommender:
+        deciding -= {"recommender", "recommender_epochs", "max_collaborative_states"}
+    is_ours = TUNERS[name].config_class is BiTuningConfig
+    return Method(run_tuned, is_ours, uses_language_model=True, arguments=tuple(sorted(deciding)))
+
+
+METHODS.update({name: _method(name) for name in TUNERS})

@@ -1,0 +1,138 @@
+"""Train and evaluate methods on one split with several seeds, and write one table.
+
+    python examples/benchmarks/compare.py --config examples/benchmarks/compare/smoke.yaml
+
+Every cell, a method with a seed, runs in a process of its own and is kept once it is finished: the same command goes on
+where it was stopped, and a changed setting runs only the cells that it changes. `compare.json`, `compare.md` and
+`compare.png` in `output_dir` are written anew after each cell. docs/compare.md says what is equal between the methods.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from comparison.cells import Finished, end_with, read_cell, run_cell, run_in_child, write_error
+from comparison.picture import plot_table
+from comparison.plan import Cell, Plan, read_plan
+from comparison.table import summarise, to_markdown
+
+from peft_bituning.data import Interactions, LeaveOneOut
+from peft_bituning.errors import BiTuningError, ConfigurationError
+from peft_bituning.launch import use_all_cores
+from peft_bituning.training.results import write_whole
+
+TABLE = "compare"
+CHANGES = ("dataset", "max_users", "model", "output_dir", "seeds", "methods")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error for `main` to print."""
+        raise ConfigurationError(f"{message}; --help lists all arguments")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="a YAML file; examples/benchmarks/compare has some")
+    parser.add_argument("--dataset", help="in place of the file's")
+    parser.add_argument("--max_users", type=int, help="in place of the file's")
+    parser.add_argument("--model", help="in place of the file's")
+    parser.add_argument("--output_dir", help="in place of the file's")
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's")
+    parser.add_argument("--methods", nargs="+", help="only these rows of the file")
+    parser.add_argument("--table_only", action="store_true", help="train nothing; write the table of what is there")
+    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)  # of the processes that this one starts
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Run what is missing, write the table; return 1 where a cell failed."""
+    use_all_cores()
+    options = parse(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if options.cell else logging.WARNING)
+    for chatty in ("httpx", "accelerate", "datasets"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    if options.parent is not None:
+        end_with(options.parent)
+    changes = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
+    plan = read_plan(options.config, changes)
+    data = plan.load_data()
+    cells = plan.cells(data)
+    if options.cell is not None:
+        label, seed = options.cell
+        return _run_here(plan, next(each for each in cells if (each.label, str(each.seed)) == (label, seed)), data)
+    print(budget(plan, data))
+    failed: dict[str, str] = {}
+    for number, cell in enumerate(cells, start=1):
+        where = f"{cell.label}, seed {cell.seed}"
+        if read_cell(cell) is not None or options.table_only:
+            continue
+        print(f"[{number}/{len(cells)}] {where}", flush=True)
+        reason = run_in_child(cell, [str(Path(__file__)), *argv])
+        if reason is not None:
+            failed[where] = reason
+            print(f"[{number}/{len(cells)}] {where} failed: {reason}", flush=True)
+        write_table(plan, cells, data, failed)
+    text = write_table(plan, cells, data, failed)
+    print(text)
+    return 1 if failed else 0
+
+
+def budget(plan: Plan, data: Interactions) -> str:
+    """Say how much every method that tunes the language model is trained at most."""
+    arguments = plan.arguments(next(iter(plan.methods)), plan.seeds[0], Path("."))
+    rows = len(LeaveOneOut(data.histories).training_samples(arguments.cuts))  # type: ignore[arg-type]
+    epoch = min(rows, arguments.max_samples_per_epoch or rows)
+    epochs = arguments.stage1_epochs + arguments.stage2_epochs
+    return (
+        f"budget of a method that tunes the language model: {epoch:,} of {rows:,} training rows an epoch x at most "
+        f"{epochs} epochs ({arguments.stage1_epochs} + {arguments.stage2_epochs}) = {epoch * epochs:,} rows, "
+        f"{len(plan.seeds)} seeds"
+    )
+
+
+def write_table(plan: Plan, cells: list[Cell], data: Interactions, failed: dict[str, str]) -> str:
+    """Write JSON, Markdown and picture of what is finished; return the Markdown."""
+    finished: list[Finished] = []
+    not_run: dict[str, str] = {}
+    for cell in cells:
+        found, where = read_cell(cell), f"{cell.label}, seed {cell.seed}"
+        if found is None:
+            not_run[where] = failed.get(where, "not run yet")
+        else:
+            finished.append(found)
+    table: Any = summarise(plan, finished, not_run, data.counts())
+    text = to_markdown(table)
+    folder = Path(plan.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"{TABLE}.json", json.dumps(table, indent=1))
+    write_whole(folder / f"{TABLE}.md", text)
+    plot_table(folder / f"{TABLE}.png", table)
+    return text
+
+
+def _run_here(plan: Plan, cell: Cell, data: Interactions) -> int:
+    try:
+        run_cell(plan, cell, data)
+    except Exception as error:  # a row that fails is no reason to lose the others
+        logging.getLogger(__name__).exception("%s, seed %d", cell.label, cell.seed)
+        write_error(cell, error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BiTuningError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,73 @@
+"""The table as a picture."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from .table import METRICS, MODES
+
+logger = logging.getLogger(__name__)
+
+COLOURS = {True: ("#1f4e79", "#8fb4d9"), False: ("#5a5a5a", "#bdbdbd")}  # ours, others; unfiltered, filtered
+
+
+def plot_table(path: Path, table: dict[str, Any]) -> bool:
+    """Draw Recall@10 and NDCG@10 of every row in both filter modes, the best at the top.
+
+    Whiskers are two standard errors, over seeds and over users added in squares.
+
+    Args:
+        path: the PNG file.
+        table: what `summarise` returned.
+
+    Returns:
+        False where matplotlib is not installed, or there is no row.
+    """
+    rows = table["rows"]
+    if not rows:
+        return False
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+        from matplotlib.patches import Patch
+    except ImportError:
+        logger.warning("matplotlib is not installed, so %s is not drawn; run: pip install matplotlib", path.name)
+        return False
+    order = sorted(rows, key=lambda label: rows[label]["unfiltered"]["ndcg@10"]["mean"])
+    shown = ("ndcg@10", "recall@10")
+    figure, axes = pyplot.subplots(
+        1, len(shown), figsize=(11, 1.6 + 0.55 * len(order)), sharey=True, constrained_layout=True
+    )
+    for axis, name in zip(axes, shown, strict=True):
+        for number, mode in enumerate(MODES):
+            places = [place + (0.2 if number == 0 else -0.2) for place in range(len(order))]
+            values = [rows[label][mode][name] for label in order]
+            axis.barh(
+                places,
+                [value["mean"] for value in values],
+                xerr=[2 * ((value["se_seeds"] or 0.0) ** 2 + value["se_users"] ** 2) ** 0.5 for value in values],
+                height=0.38,
+                color=[COLOURS[rows[label]["is_ours"]][number] for label in order],
+                error_kw={"linewidth": 1, "capsize": 2, "ecolor": "#222222"},
+            )
+        axis.set(title=METRICS[name], xlim=(0, None))
+        axis.set_yticks(range(len(order)), order)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+    handles = [
+        Patch(color=COLOURS[ours][number], label=f"{'ours' if ours else 'others'}, {title}")
+        for ours in (True, False)
+        for number, title in enumerate(MODES.values())
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize="small", frameon=False)
+    data = table["dataset"]
+    figure.suptitle(
+        f"{data['source']}: {table['users']:,} test users, {data['items']:,} items; whiskers: two standard errors "
+        "over seeds and users",
+        fontsize="medium",
+    )
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return True
