@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..errors import ConfigurationError, UnsupportedModelError
 from .bituning.backbone import embed_text, find_backbone
 from .bituning.outputs import BiTuningOutput
-from .packed_batch import PackedBatch
+from .bituning.packed_batch import PackedBatch
 
 POOLINGS = ("last", "mean")
 VIRTUAL_TOKENS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING)

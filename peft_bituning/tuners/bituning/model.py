@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import init_empty_weights
 from peft import PeftConfig, TaskType
 from peft.tuners.tuners_utils import BaseTuner
@@ -16,25 +15,21 @@ from transformers import PreTrainedModel
 from ...errors import ConfigurationError, InputError, UnsupportedOperationError
 from ...losses import load_balancing_loss
 from .backbone import (
-    check_context,
     device_of,
     embed_text,
     eos_token_id,
     find_backbone,
-    max_positions,
     token_embeddings,
 )
 from .config import BiTuningConfig
 from .encoders import Prefix, PrefixEncoder
 from .encoders.base import check_collaborative
-from .forward_pass import feed, generates_from_ids_alone, placeholder_id, reads_token_ids, run_rows
+from .forward_pass import feed, generates_from_ids_alone, placeholder_id
 from .initialization import make_virtual_tokens, start_from_tokens
 from .keys import check_fit, without_adapter_name
 from .layer import LAYER_NAME, VirtualTokens
-from .layout import RowLayout
-from .outputs import BiTuningOutput
+from .packed_batch import PackedBatch
 from .quantization import keep_differentiable
-from .shared_start import run_shared
 
 
 class BiTuningModel(BaseTuner):
@@ -110,77 +105,24 @@ class BiTuningModel(BaseTuner):
                 "peft_bituning.losses.catalog_contrastive_loss on `pooler_output` instead"
             )
         tokens, mask = embed_text(self.model, input_ids, attention_mask, inputs_embeds)
+        prefix = self._prefix(name, len(tokens), collaborative_embeds, collaborative_mask)
         suffix = self._suffix(name, config)
-        prefix, layout = self._prefix(name, tokens, mask, collaborative_embeds, collaborative_mask, suffix is not None)
-        if config.pooling in ("mean", "last") and layout.num_prefix == 0 and not bool(mask.bool().any(1).all()):
-            raise InputError(f"pooling={config.pooling!r} without a prefix needs at least one token in every row")
-        width = self._check_context(layout)
-        rows = layout.pack(prefix.embeddings, tokens, suffix)
-        ids = self._packed_ids(layout, input_ids) if reads_token_ids(self.model) else None
-        num_items = backbone_kwargs.pop("num_items_in_batch", None)
+        batch = PackedBatch.of(self.model, tokens, mask, input_ids, prefix.embeddings, suffix)
         settings = {"output_hidden_states": output_hidden_states, **backbone_kwargs}
-        settings = {key: value for key, value in settings.items() if value is not None}
-        outputs, states, logits = None, None, None
-        if self.share_start and prefix.is_shared and input_ids is not None and labels is None and not settings:
-            states = run_shared(self.model, layout, rows[:, :width], layout.attention_mask[:, :width], input_ids)
-        if states is None:
-            outputs, states, logits = run_rows(
-                self.model,
-                rows[:, :width],
-                None if ids is None else ids[:, :width],
-                layout.attention_mask[:, :width],
-                with_logits=labels is not None,
-                **{"use_cache": False, **settings},
-            )
-        missing = rows.shape[1] - width
-        states = _pad(states, missing)
-        aux_loss = None
-        if prefix.router_logits is not None and prefix.router_mask is not None:
-            aux_loss = load_balancing_loss(prefix.router_logits, prefix.router_mask, reduce=self.training)
-        result = BiTuningOutput(
-            last_hidden_state=layout.text_states(states),
-            pooler_output=layout.mean_states(states) if config.pooling == "mean" else layout.last_states(states),
-            router_logits=prefix.router_logits,
-            aux_loss=aux_loss,
-            hidden_states=getattr(outputs, "hidden_states", None),
-            attentions=getattr(outputs, "attentions", None),
+        result = batch.run(
+            self.model, config.pooling, labels, share_start=self.share_start and prefix.is_shared, **settings
         )
-        if labels is not None and logits is not None:
-            logits = _pad(logits, missing)
-            result.logits = layout.text_states(logits)
-            result.loss = self._language_model_loss(layout, logits, labels, num_items)
+        result.router_logits = prefix.router_logits
+        if prefix.router_logits is not None and prefix.router_mask is not None:
+            result.aux_loss = load_balancing_loss(prefix.router_logits, prefix.router_mask, reduce=self.training)
         return result if return_dict in (None, True) else result.to_tuple()
 
-    def _packed_ids(self, layout: RowLayout, input_ids: Tensor | None) -> Tensor | None:
-        """The ids of packed rows [B, P + T + (1 with a suffix)], where the text came as ids."""
-        return None if input_ids is None else layout.pack_ids(input_ids, placeholder_id(self.model))
-
-    def _language_model_loss(
-        self, layout: RowLayout, logits: Tensor, labels: Tensor, num_items: Tensor | int | None
-    ) -> Tensor:
-        """Next-token loss over the text, by the model's own loss function."""
-        text = slice(layout.num_prefix, layout.num_prefix + labels.shape[1])
-        return self.model.loss_function(
-            logits=logits[:, text].contiguous(),
-            labels=layout.pack_text(labels, fill=-100),
-            vocab_size=self.model.config.get_text_config().vocab_size,
-            **({} if num_items is None else {"num_items_in_batch": num_items}),
-        )
-
     def _prefix(
-        self,
-        name: str,
-        tokens: Tensor,
-        mask: Tensor,
-        collaborative_embeds: Tensor | None,
-        collaborative_mask: Tensor | None,
-        has_suffix: bool,
-    ) -> tuple[Prefix, RowLayout]:
-        """Make each row's prefix and say where its tokens stand."""
+        self, name: str, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
+    ) -> Prefix:
+        """Make each row's prefix."""
         encoder = self._layer.encoder(name)
-        embeds, embeds_mask = check_collaborative(encoder, len(tokens), collaborative_embeds, collaborative_mask)
-        prefix = encoder(len(tokens), embeds, embeds_mask)
-        return prefix, RowLayout.from_mask(mask, encoder.num_tokens, has_suffix)
+        return encoder(batch_size, *check_collaborative(encoder, batch_size, collaborative_embeds, collaborative_mask))
 
     def _suffix(self, name: str, config: BiTuningConfig) -> Tensor | None:
         """The token after the text [1, 1, D]: trainable, the frozen EOS embedding, or none."""
@@ -191,15 +133,6 @@ class BiTuningModel(BaseTuner):
             embeddings = token_embeddings(self.model)
             return embeddings(torch.tensor([[eos_token_id(self.model)]], device=device_of(embeddings)))
         return None
-
-    def _check_context(self, layout: RowLayout) -> int:
-        """Return the columns to run: all of them, or those of the longest row where padding alone is too long."""
-        text, suffix = layout.order.shape[1], int(layout.has_suffix)
-        limit = max_positions(self.model)
-        if limit is not None and layout.num_prefix + text + suffix > limit:
-            text = int(layout.lengths.max())  # only here, at the price of a device sync
-            check_context(self.model, layout.num_prefix, text, suffix)
-        return layout.num_prefix + text + suffix
 
     # ------------------------------------------------------------------ generate
 
@@ -241,14 +174,14 @@ class BiTuningModel(BaseTuner):
             )
         given = [kwargs.pop(key, None) for key in ("attention_mask", "inputs_embeds")]
         tokens, mask = embed_text(self.model, input_ids, *given)
-        prefix, layout = self._prefix(
-            name, tokens, mask, kwargs.pop("collaborative_embeds", None), kwargs.pop("collaborative_mask", None), False
+        prefix = self._prefix(
+            name, len(tokens), kwargs.pop("collaborative_embeds", None), kwargs.pop("collaborative_mask", None)
         )
-        self._check_context(layout)
-        rows, rows_mask = layout.pad_left(layout.pack(prefix.embeddings, tokens, None))
+        batch = PackedBatch.of(self.model, tokens, mask, input_ids, prefix.embeddings)
+        rows, rows_mask = batch.layout.pad_left(batch.rows)
         by_ids = generates_from_ids_alone(self.model)
-        ids = self._packed_ids(layout, input_ids) if by_ids else None
-        with feed(self.model, rows, None if ids is None else layout.pad_left(ids)[0], by_ids) as inputs:
+        ids = batch.layout.pack_ids(input_ids, placeholder_id(self.model)) if by_ids and input_ids is not None else None
+        with feed(self.model, rows, None if ids is None else batch.layout.pad_left(ids)[0], by_ids) as inputs:
             output = generate(self.model, attention_mask=rows_mask, **inputs, **kwargs)
         return _new_tokens(output, rows.shape[1]) if by_ids else output
 
@@ -421,7 +354,3 @@ def _new_tokens(output: Any, prompt: int) -> Any:
         return output[:, prompt:]
     output.sequences = output.sequences[:, prompt:]
     return output
-
-
-def _pad(states: Tensor, columns: int) -> Tensor:
-    return F.pad(states, (0, 0, 0, columns)) if columns else states

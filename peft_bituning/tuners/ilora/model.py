@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOperationError
 from ..bituning.backbone import embed_text, embedding_scale, find_backbone, token_embeddings, token_width
+from ..bituning.packed_batch import PackedBatch, left_padded_prompt
 from ..bituning.quantization import keep_differentiable
-from ..packed_batch import PackedBatch, left_padded_prompt
 from .config import ILoRAConfig
 from .gate import InstanceGate
 from .keys import adapter_keys, check_tensors, under_this_base

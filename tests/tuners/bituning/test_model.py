@@ -228,7 +228,7 @@ def test_a_row_without_text_needs_a_prefix_or_a_suffix(
 ) -> None:
     inputs = make_inputs()
     inputs["attention_mask"][2] = 0
-    with pytest.raises(InputError, match=f"pooling='{pooling}' without a prefix needs at least one token in every"):
+    with pytest.raises(InputError, match=r"every row must have at least one token of text, got none in rows \[2\]"):
         make_model(prefix_encoder="none", pooling=pooling)(**inputs)
     for kept in ({"prefix_encoder": "static", "pooling": pooling}, {"prefix_encoder": "none", "pooling": "suffix"}):
         assert torch.isfinite(make_model(**kept)(**inputs).pooler_output).all()

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from peft_bituning.errors import ContextLengthError, InputError
-from peft_bituning.tuners.packed_batch import PackedBatch, left_padded_prompt
+from peft_bituning.tuners.bituning.packed_batch import PackedBatch, left_padded_prompt
 
-from .bituning.architectures import ARCHITECTURES
+from .architectures import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")

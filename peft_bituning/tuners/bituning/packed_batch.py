@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..errors import InputError
-from .bituning.backbone import check_context, max_positions
-from .bituning.forward_pass import placeholder_id, reads_token_ids, run_rows
-from .bituning.layout import RowLayout
-from .bituning.outputs import BiTuningOutput
-from .bituning.shared_start import run_shared
+from ...errors import InputError
+from .backbone import check_context, max_positions
+from .forward_pass import placeholder_id, reads_token_ids, run_rows
+from .layout import RowLayout
+from .outputs import BiTuningOutput
+from .shared_start import run_shared
 
 
 @dataclass(frozen=True)
