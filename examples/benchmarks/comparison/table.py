@@ -83,8 +83,8 @@ def to_markdown(table: dict[str, Any]) -> str:
         f"{table['users']:,} test users, full ranking, ties half. Language model `{table['model']}`.",
         "Mean over seeds ± standard error over seeds (standard error over users of one seed). The last column is the "
         "difference in NDCG@10 to the best baseline with its 95 % interval: paired bootstrap over users, "
-        f"{RESAMPLES:,} resamples, each user's NDCG averaged over seeds; it says nothing of other seeds. The baseline was "
-        "chosen on the same test users, which favours it.",
+        f"{RESAMPLES:,} resamples, each user's NDCG averaged over seeds; it says nothing of other seeds. The "
+        "baseline was chosen on the same test users, which favours it.",
     ]
     for mode, title in MODES.items():
         baseline = table["baseline"][mode]

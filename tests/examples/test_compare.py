@@ -1,0 +1,236 @@
+"""compare.py end to end: killed, resumed, changed; its table against numpy."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from peft_bituning.data import Interactions
+from peft_bituning.errors import ConfigurationError
+
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+from comparison.cells import Finished, read_cell  # noqa: E402
+from comparison.plan import Plan, read_plan  # noqa: E402
+from comparison.table import summarise, to_markdown  # noqa: E402
+
+LASER = {
+    "num_virtual_tokens": 2,
+    "num_experts": 2,
+    "encoder_hidden_size": 16,
+    "encoder_num_layers": 2,
+    "encoder_num_attention_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_data: Interactions, tiny_base_folder: Path) -> Path:
+    """Return a configuration of three methods and two seeds over the tiny data in a folder."""
+    folder = tmp_path_factory.mktemp("compare")
+    data = folder / "data"
+    data.mkdir()
+    items = tiny_data.items
+    records = [{"item_id": item_id, "title": f"thing {row}"} for row, item_id in enumerate(items.item_ids)]
+    (data / "items.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    events = [
+        f"{user},{items.item_ids[item]},{order}"
+        for user, history in zip(tiny_data.user_ids, tiny_data.histories, strict=True)
+        for order, item in enumerate(history)
+    ]
+    (data / "interactions.csv").write_text("\n".join(["user_id,item_id,order", *events]) + "\n")
+    values = {
+        "dataset": f"folder:{data}",
+        "model": str(tiny_base_folder),
+        "output_dir": str(folder / "out"),
+        "seeds": [0, 1],
+        "published": True,
+        "training": {
+            "stage1_epochs": 2,
+            "stage2_epochs": 1,
+            "cuts": "last_cut",
+            "max_samples_per_epoch": 16,
+            "learning_rate": 5e-3,
+            "recommender": "sasrec",
+            "recommender_epochs": 2,
+            "template": "no_instruction",
+            "save_steps": 1,
+            "disable_tqdm": True,
+        },
+        "methods": {"popularity": None, "laser": LASER, "lora": {"r": 2, "training": {"learning_rate": 1e-3}}},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def out(config: Path) -> Path:
+    return Path(yaml.safe_load(config.read_text())["output_dir"])
+
+
+@pytest.fixture(scope="module")
+def resumed(config: Path, out: Path) -> dict[str, Any]:
+    """Kill the run in the middle of a cell, resume it; return what was there at the kill and what it printed."""
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--config", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    first = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("cells/laser/seed-0-*/checkpoints/step-*/complete.json")):
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.005)
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    at_kill = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/*/cell.json")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {"at_kill": at_kill, "out": done.stdout}
+
+
+@pytest.fixture
+def plan(config: Path) -> Plan:
+    return read_plan(config, {})
+
+
+def finished(plan: Plan) -> list[Finished]:
+    return [found for cell in plan.cells(plan.load_data()) if (found := read_cell(cell)) is not None]
+
+
+def test_a_kill_costs_one_cell_since_its_checkpoint(resumed: dict[str, Any], plan: Plan, out: Path) -> None:
+    assert [path.parent.parent.name for path in resumed["at_kill"]] == ["popularity"]
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in resumed["at_kill"].items())
+    cells = finished(plan)
+    assert [(each.cell.label, each.cell.seed) for each in cells] == [
+        ("popularity", 0),
+        ("laser", 0),
+        ("laser", 1),
+        ("lora", 0),
+        ("lora", 1),
+    ]
+    assert [each.values["phases"]["training"].get("resumed") for each in cells] == [None, True, False, False, False]
+    assert "popularity, seed 0" not in resumed["out"] and "[2/5] laser, seed 0" in resumed["out"]
+    assert not list(out.glob("cells/*/*/checkpoints"))
+    assert "16 of 30 training rows an epoch x at most 3 epochs (2 + 1) = 48 rows, 2 seeds" in resumed["out"]
+
+
+def test_files(resumed: dict[str, Any], out: Path) -> None:
+    assert (out / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    text = (out / "compare.md").read_text(encoding="utf-8")
+    assert text in resumed["out"]
+    assert "| popularity | no chance |" in text and "| laser | 2 |" in text
+    assert "not the one above" in text and "| KAR | 0.1265 | 0.0894 | 0.0813 |" in text
+    assert "`laser`: sasrec, " in text and "† a seed was stopped and resumed" in text
+    assert "Not run" not in text and str(out.parent) not in text
+
+
+def test_numbers(resumed: dict[str, Any], plan: Plan, out: Path) -> None:
+    """Mean and errors by hand from the ranks on the disk."""
+    table = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    for mode in ("unfiltered", "filtered"):
+        ranks = [load_file(path)[mode] for path in sorted(out.glob("cells/laser/*/ranks.safetensors"))]
+        gains = np.array([np.where(each <= 10, 1 / np.log2(each + 1), 0) for each in ranks])  # [seeds, users]
+        found = table["rows"]["laser"][mode]["ndcg@10"]
+        assert found["mean"] == pytest.approx(gains.mean())
+        assert found["se_seeds"] == pytest.approx(gains.mean(1).std(ddof=1) / 2**0.5)
+        assert found["se_users"] == pytest.approx((gains.std(1) / gains.shape[1] ** 0.5).mean())
+        name = table["baseline"][mode]
+        assert name in ("popularity", "lora")
+        others = [load_file(path)[mode] for path in out.glob(f"cells/{name}/*/ranks.safetensors")]
+        against = np.mean([np.where(each <= 10, 1 / np.log2(each + 1), 0) for each in others], axis=0)
+        difference = table["rows"]["laser"][mode]["against_baseline"]
+        assert difference["difference"] == pytest.approx((gains.mean(0) - against).mean())
+        assert difference["resamples"] == 10_000
+        assert "against_baseline" not in table["rows"][name][mode]
+    costs = table["rows"]["lora"]["costs"]
+    assert costs["trainable_parameters"] == 2 * 2 * (4 * 2 * 32 + 3 * (32 + 64))
+    assert costs["adapter_bytes"] == 4 * costs["trainable_parameters"]
+    assert costs["trained_rows"] == 48 and costs["trained_tokens"] > 48
+    assert all(costs[phase]["seconds"] > 0 for phase in ("training", "encoding", "user"))
+
+
+def test_a_changed_setting_redoes_its_cells_alone(resumed: dict[str, Any], config: Path) -> None:
+    def left(change: Any) -> list[str]:
+        values = yaml.safe_load(config.read_text())
+        change(values)
+        other = config.with_name("changed.yaml")
+        other.write_text(yaml.safe_dump(values, sort_keys=False))
+        return sorted({each.cell.label for each in finished(read_plan(other, {}))})
+
+    assert left(lambda values: None) == ["laser", "lora", "popularity"]
+    assert left(lambda values: values["methods"]["lora"].update(r=4)) == ["laser", "popularity"]
+    assert left(lambda values: values["training"].update(recommender_epochs=3)) == ["lora", "popularity"]
+    assert left(lambda values: values["training"].update(temperature=0.1)) == ["popularity"]
+    assert left(lambda values: values["training"].update(save_steps=7)) == ["laser", "lora", "popularity"]
+    assert left(lambda values: values.update(model_dtype="bfloat16")) == ["popularity"]
+    assert left(lambda values: values.update(max_users=29)) == []
+
+
+def test_a_damaged_cell_is_run_again(resumed: dict[str, Any], plan: Plan, tmp_path: Path) -> None:
+    cell = finished(plan)[0].cell
+    for name, damage in (
+        ("ranks.safetensors", lambda path: os.truncate(path, 40)),
+        ("ranks.safetensors", lambda path: save_file({"unfiltered": np.ones(30), "filtered": np.ones(30)}, path)),
+        ("cell.json", lambda path: os.truncate(path, 40)),
+        ("cell.json", lambda path: path.unlink()),
+    ):
+        kept = tmp_path / "kept"
+        shutil.copyfile(cell.folder / name, kept)
+        damage(cell.folder / name)
+        assert read_cell(cell) is None
+        shutil.copyfile(kept, cell.folder / name)
+        assert read_cell(cell) is not None
+
+
+def test_a_table_without_results(plan: Plan) -> None:
+    data = plan.load_data()
+    table = summarise(plan, [], {"lora, seed 0": "out of memory"}, data.counts())
+    assert "- lora, seed 0: out of memory" in to_markdown(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": {"dora": None}}, "methods must be among popularity, .* got 'dora'"),
+        ({"methods": {}}, "methods must be rows by name"),
+        ({"seeds": [1, 1]}, "seeds must be different numbers"),
+        ({"methods": {"lora": {"training": {"stage1_epochs": 9}}}}, "training of lora must be among learning_rate"),
+        ({"training": {"epochs": 9}}, "training must be fields of LaserArguments, got epochs"),
+        ({"training": {"seed": 9}}, "training must leave seed to the comparison"),
+        ({"baseline": "full"}, "baseline must be one of the methods, got 'full'"),
+        ({"epochs": 9}, "config.yaml must hold methods, .*, got epochs"),
+    ],
+)
+def test_refusals(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"methods": {"popularity": None}, **change}))
+    with pytest.raises(ConfigurationError, match=message):
+        read_plan(path, {})
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "compare").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_can_be_read(path: Path) -> None:
+    plan = read_plan(path, {})
+    assert {plan.method_of(label) for label in plan.methods} >= {
+        "popularity",
+        "item-knn",
+        "sasrec",
+        "bert4rec",
+        "laser",
+        "bituning-static",
+        "bituning-linear",
+        "ilora",
+        "lora",
+        "prompt-tuning",
+        "p-tuning",
+        "full",
+    }
