@@ -9,19 +9,17 @@ where it was stopped, and a changed setting runs only the cells that it changes.
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from comparison.cells import Finished, end_with, read_cell, run_cell, run_in_child, write_error
+from comparison.cells import Finished, read_cell, run_in_child
 from comparison.picture import plot_table
 from comparison.plan import Cell, Plan, read_plan
 from comparison.table import summarise, to_markdown
 
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import BiTuningError, ConfigurationError
-from peft_bituning.launch import use_all_cores
 from peft_bituning.training.results import write_whole
 
 TABLE = "compare"
@@ -47,27 +45,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's")
     parser.add_argument("--methods", nargs="+", help="only these rows of the file")
     parser.add_argument("--table_only", action="store_true", help="train nothing; write the table of what is there")
-    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)  # of the processes that this one starts
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     """Run what is missing, write the table; return 1 where a cell failed."""
-    use_all_cores()
     options = parse(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO if options.cell else logging.WARNING)
-    for chatty in ("httpx", "accelerate", "datasets"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    if options.parent is not None:
-        end_with(options.parent)
     changes = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
     plan = read_plan(options.config, changes)
     data = plan.load_data()
     cells = plan.cells(data)
-    if options.cell is not None:
-        label, seed = options.cell
-        return _run_here(plan, next(each for each in cells if (each.label, str(each.seed)) == (label, seed)), data)
     print(budget(plan, data))
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, start=1):
@@ -75,7 +62,7 @@ def main(argv: list[str]) -> int:
         if read_cell(cell) is not None or options.table_only:
             continue
         print(f"[{number}/{len(cells)}] {where}", flush=True)
-        reason = run_in_child(cell, [str(Path(__file__)), *argv])
+        reason = run_in_child(plan, cell)
         if reason is not None:
             failed[where] = reason
             print(f"[{number}/{len(cells)}] {where} failed: {reason}", flush=True)
@@ -116,16 +103,6 @@ def write_table(plan: Plan, cells: list[Cell], data: Interactions, failed: dict[
     write_whole(folder / f"{TABLE}.md", text)
     plot_table(folder / f"{TABLE}.png", table)
     return text
-
-
-def _run_here(plan: Plan, cell: Cell, data: Interactions) -> int:
-    try:
-        run_cell(plan, cell, data)
-    except Exception as error:  # a row that fails is no reason to lose the others
-        logging.getLogger(__name__).exception("%s, seed %d", cell.label, cell.seed)
-        write_error(cell, error)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

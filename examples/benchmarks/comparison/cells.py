@@ -4,8 +4,8 @@ import fcntl
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError
 from peft_bituning.evaluation import RankingReport
+from peft_bituning.launch import use_all_cores
 from peft_bituning.training.methods import METHODS, Trial, TrialResult, forget_checkpoints
 from peft_bituning.training.results import write_whole
 
@@ -61,24 +62,45 @@ def read_cell(cell: Cell) -> Finished | None:
     return Finished(cell, RankingReport(ranks["unfiltered"], ranks["filtered"]), values)
 
 
-def run_in_child(cell: Cell, command: list[str]) -> str | None:
+def run_in_child(plan: Plan, cell: Cell) -> str | None:
     """Run a cell in a process of its own, so that its peak memory is its own and its end nobody else's.
 
     Args:
-        cell: which one.
-        command: this script's command line.
+        plan: the comparison.
+        cell: one of its cells.
 
     Returns:
         Why it failed, or None.
     """
-    child = [*command, "--cell", cell.label, str(cell.seed), "--parent", str(os.getpid())]
-    done = subprocess.run([sys.executable, *child])
-    if done.returncode == 0 and read_cell(cell) is not None:
+    # A server that has imported everything and done nothing forks the cells: no import again, no thread or CUDA.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["peft_bituning.training.methods"])  # not this module: 3.11's server lacks its path
+    child = context.Process(target=_child, args=(plan, cell))
+    child.start()
+    child.join()
+    if child.exitcode == 0 and read_cell(cell) is not None:
         return None
     error = cell.folder / ERROR_FILE
-    if done.returncode == 1 and error.is_file():
+    if child.exitcode == 1 and error.is_file():
         return error.read_text(encoding="utf-8").strip()
-    return f"its process ended with {done.returncode}" + (", out of memory?" if done.returncode == -9 else "")
+    return f"its process ended with {child.exitcode}" + (", out of memory?" if child.exitcode == -9 else "")
+
+
+def _child(plan: Plan, cell: Cell) -> None:
+    _end_with_parent()
+    use_all_cores()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    for chatty in ("httpx", "accelerate", "datasets"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        run_cell(plan, cell, plan.load_data())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # a row that fails is no reason to lose the others
+        logger.exception("%s, seed %d", cell.label, cell.seed)
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(cell.folder / ERROR_FILE, f"{type(error).__name__}: {error}\n")
+        sys.exit(1)
 
 
 def run_cell(plan: Plan, cell: Cell, data: Interactions) -> None:
@@ -117,14 +139,9 @@ def run_cell(plan: Plan, cell: Cell, data: Interactions) -> None:
         forget_checkpoints(cell.folder)
 
 
-def write_error(cell: Cell, error: BaseException) -> None:
-    """Keep why a cell failed, for the table."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(cell.folder / ERROR_FILE, f"{type(error).__name__}: {error}\n")
-
-
-def end_with(parent: int) -> None:
-    """End this process when its parent does: nobody would look after it, and a second run may follow."""
+def _end_with_parent() -> None:
+    """End this process when the one that started it does: nobody would look after it, and a second run may follow."""
+    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
