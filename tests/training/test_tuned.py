@@ -37,6 +37,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "p-tuning": {"num_virtual_tokens": 2, "encoder_hidden_size": 16},
 }
 D, LAYERS, INNER, VOCABULARY = 32, 2, 64, 320
+_LORA = LAYERS * 8 * (4 * 2 * D + 3 * (D + INNER))
+_FULL = VOCABULARY * D + LAYERS * (4 * D * D + 3 * D * INNER + 2 * D) + D
+#: weights trained, and weights in an adapter's file: P-tuning's encoder is not in it
+COUNTS = {
+    "bituning-static": (3 * D, 3 * D),
+    "bituning-none": (D, D),
+    "prompt-tuning": (2 * D, 2 * D),
+    "p-tuning": (2 * D + (D * 16 + 16) + (16 * 16 + 16) + (16 * D + D), 2 * D),
+    "lora": (_LORA, _LORA),
+    "full": (_FULL, _FULL),
+}
 FIRST_UPDATE = [3, 1, 5, 7, 8, 9, 6]  # targets of the first update, the same for every method
 
 
@@ -108,30 +119,11 @@ def test_it_trains(method: str, make_trial: Callable[..., Trial], losses: list[d
     assert set(result.phases) == {"training", "encoding", "user"}
     assert all(phase["seconds"] > 0 and phase["peak_memory_mb"] > 0 for phase in result.phases.values())
     assert result.phases["encoding"]["items"] == 10
+    if method in COUNTS:
+        assert (result.trainable_parameters, result.adapter_bytes // 4) == COUNTS[method]
 
 
-@pytest.mark.parametrize(
-    ("method", "trainable", "kept"),
-    [
-        ("bituning-static", 3 * D, 3 * D),
-        ("bituning-none", D, D),
-        ("prompt-tuning", 2 * D, 2 * D),
-        ("p-tuning", 2 * D + (D * 16 + 16) + (16 * 16 + 16) + (16 * D + D), 2 * D),
-        ("lora", LAYERS * 8 * (4 * 2 * D + 3 * (D + INNER)), LAYERS * 8 * (4 * 2 * D + 3 * (D + INNER))),
-        (
-            "full",
-            VOCABULARY * D + LAYERS * (4 * D * D + 3 * D * INNER + 2 * D) + D,
-            VOCABULARY * D + LAYERS * (4 * D * D + 3 * D * INNER + 2 * D) + D,
-        ),
-    ],
-)
-def test_counts(method: str, trainable: int, kept: int, make_trial: Callable[..., Trial]) -> None:
-    result = METHODS[method].run(make_trial(method, stage1_epochs=1, stage2_epochs=0))
-    assert result.trainable_parameters == trainable
-    assert result.adapter_bytes == 4 * kept
-
-
-@pytest.mark.parametrize("method", ["p-tuning", "full", "ilora"])
+@pytest.mark.parametrize("method", ["p-tuning", "ilora"])
 def test_a_stopped_run_goes_on(method: str, make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a method trains is in the checkpoint: the ranks are those of a run that was never stopped."""
     whole = METHODS[method].run(make_trial(method, "whole"))

@@ -1,0 +1,98 @@
+"""The methods beside the language model, as trials of a comparison."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from peft_bituning.base_models import BaseModel
+from peft_bituning.data import Interactions, LeaveOneOut
+from peft_bituning.errors import ConfigurationError
+from peft_bituning.evaluation import evaluate_ranking, history_scorer
+from peft_bituning.recommenders import ItemKNN, Popularity, load_recommender
+from peft_bituning.training import LaserArguments
+from peft_bituning.training.id_methods import known_sequences
+from peft_bituning.training.methods import METHODS, Trial
+
+SHORT = {"fit": {"epochs": 1}}
+
+
+@pytest.fixture
+def make_trial(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> Callable[..., Trial]:
+    """Return a maker of trials over few users; all share a folder."""
+
+    def make(method: str, seed: int = 0, **settings: Any) -> Trial:
+        arguments = LaserArguments(
+            output_dir=str(tmp_path / method), seed=seed, recommender_epochs=2, disable_tqdm=True
+        )
+        split = LeaveOneOut(few.histories)
+        shared = tmp_path / "shared"
+        return Trial(method, settings, few, split, tiny_base, arguments, shared, torch.device("cpu"))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("popularity", {}),
+        ("item-knn", {"decay": 0.5}),
+        ("sasrec", {}),
+        ("text-similarity", {}),
+        ("item-knn+text", {"text_weight": 2.0}),
+        ("zesrec", SHORT),
+        ("fdsa", SHORT),
+        ("ssna", SHORT),
+    ],
+)
+def test_every_method_ranks_every_test_user(
+    method: str, settings: dict[str, Any], make_trial: Callable[..., Trial]
+) -> None:
+    trial = make_trial(method, **settings)
+    result = METHODS[method].run(trial)
+    ranks = result.report.ranks_unfiltered
+    assert ranks.shape == (13,) and (ranks >= 1).all() and (ranks <= 10).all()
+    counts = method in ("popularity", "item-knn", "text-similarity", "item-knn+text")
+    assert METHODS[method].is_random != counts
+    assert (result.trainable_parameters == 0) == counts == (result.valid is None)
+    assert result.phases["user"]["seconds"] > 0
+
+
+def test_counting_sees_the_validation_item(make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial("popularity")
+    known = [history[:-1] for history in trial.data.histories]
+    assert [tuple(sequence) for sequence in known_sequences(trial)] == known
+    for method, model in (("popularity", Popularity(10)), ("item-knn", ItemKNN(10))):
+        expected = evaluate_ranking(history_scorer(model.fit(known)), trial.split.samples("test"))
+        found = METHODS[method].run(make_trial(method)).report
+        np.testing.assert_array_equal(found.ranks_filtered, expected.ranks_filtered)
+
+
+def test_trials_of_one_seed_share_the_recommender(make_trial: Callable[..., Trial]) -> None:
+    first = METHODS["sasrec"].run(make_trial("sasrec"))
+    shared = make_trial("sasrec").shared
+    (folder,) = shared.glob("sasrec-*[!n]")
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    seconds = json.loads(folder.with_suffix(".json").read_text())["seconds"]
+    again = METHODS["sasrec"].run(make_trial("sasrec"))
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+    assert first.phases["training"]["seconds"] == again.phases["training"]["seconds"] == seconds
+    np.testing.assert_array_equal(first.report.ranks_unfiltered, again.report.ranks_unfiltered)
+    METHODS["sasrec"].run(make_trial("sasrec", seed=1))
+    assert len([path for path in shared.iterdir() if path.is_dir()]) == 2
+    folder.with_suffix(".json").unlink()  # killed before the seconds were written: trained again, to the same weights
+    weights = load_recommender(folder).content_hash()
+    METHODS["sasrec"].run(make_trial("sasrec"))
+    assert (folder / "model.safetensors").stat().st_mtime_ns != stamp
+    assert load_recommender(folder).content_hash() == weights
+
+
+def test_unknown_settings_are_refused(make_trial: Callable[..., Trial]) -> None:
+    with pytest.raises(ConfigurationError, match=r"settings of item-knn must be among neighbors, decay, got k"):
+        METHODS["item-knn"].run(make_trial("item-knn", k=3))
+    with pytest.raises(ConfigurationError, match=r"settings of popularity must be among \(none\), got k"):
+        METHODS["popularity"].run(make_trial("popularity", k=3))
