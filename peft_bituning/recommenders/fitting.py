@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Batches are cut from pools of this many batches sorted by length: little padding, still shuffled.
 POOL_BATCHES = 16
+MAX_SCORES = 1 << 24  # held at once in validation: 64 MiB
 
 
 class HistoryAndTarget(Protocol):
@@ -165,13 +166,14 @@ def validation_ndcg(model: ItemSequenceModel, samples: Sequence[HistoryAndTarget
     Args:
         model: The model.
         samples: Histories and targets, at least one.
-        batch_size: Rows scored at once.
+        batch_size: Rows scored at once; fewer where that would be more than 16.8 million scores.
 
     Returns:
         NDCG@10, mid-rank ties.
     """
     ranks: list[float] = []
     device = model.item_weights.device
+    batch_size = min(batch_size, max(1, MAX_SCORES // model.num_items))
     by_length = sorted(samples, key=lambda sample: len(sample.history))
     for start in range(0, len(by_length), batch_size):
         batch = by_length[start : start + batch_size]

@@ -11,6 +11,7 @@ from peft_bituning.recommenders import (
     build_recommender,
     default_fit_arguments,
     fit_recommender,
+    fitting,
     pad_histories,
     validation_ndcg,
 )
@@ -154,3 +155,17 @@ def test_default_arguments_are_accepted():
         assert default_fit_arguments(kind)["epochs"] > 1
     with pytest.raises(ConfigurationError, match="kind must be one of sasrec, bert4rec, got 'gru'"):
         default_fit_arguments("gru")
+
+
+def test_validation_holds_few_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metric is the same in batches of any size, and a batch's scores stay below a limit."""
+    torch.manual_seed(0)
+    model = build_recommender("sasrec", num_items=40).eval()
+    samples = [Row(tuple((user + step) % 40 for step in range(1 + user % 5)), user) for user in range(23)]
+    expected = validation_ndcg(model, samples)
+    monkeypatch.setattr(fitting, "MAX_SCORES", 5 * 40)
+    rows: list[int] = []
+    scores = model.scores
+    monkeypatch.setattr(model, "scores", lambda *inputs: rows.append(len(inputs[0])) or scores(*inputs))
+    assert validation_ndcg(model, samples) == pytest.approx(expected, abs=1e-9)
+    assert max(rows) == 5 and sum(rows) == 23
