@@ -19,7 +19,7 @@ PUBLISHED: list[tuple[str, float, float, float, str, str]] = [
         0.0575,
         0.0566,
         LASER_PAPER,
-        "needs a second domain that shares users, and none is here",
+        "learns its users from a second domain, and there is one here",
     ),
     ("LlamaRec", 0.1275, 0.0857, 0.0793, LASER_PAPER, "reranks by a 7 B model with QLoRA; `lora` is the nearest"),
     ("RecFormer", 0.1448, 0.1027, 0.0951, RECFORMER_PAPER, "needs its Longformer, pre-trained on seven categories"),

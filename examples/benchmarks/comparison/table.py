@@ -195,7 +195,7 @@ def _cost_table(rows: dict[str, Any]) -> str:
         cells = [
             f"{label}{marks}",
             f"{costs['trainable_parameters']:,}",
-            f"{costs['adapter_bytes'] / 1e6:.3f}",
+            f"{costs['adapter_bytes'] / 1e6:.3f}" if costs["trainable_parameters"] else "-",
             _count(costs["trained_rows"]),
             _count(costs["trained_tokens"]),
             *([f"{training['seconds']:.1f}", f"{training['peak_mb']:,.0f}"] if training else ["-", "-"]),
