@@ -81,7 +81,7 @@ def budget(plan: Plan, data: Interactions) -> str:
     return (
         f"budget of a method that tunes the language model: {epoch:,} of {rows:,} training rows an epoch x at most "
         f"{epochs} epochs ({arguments.stage1_epochs} + {arguments.stage2_epochs}) = {epoch * epochs:,} rows, "
-        f"{len(plan.seeds)} seeds"
+        f"seeds {', '.join(map(str, plan.seeds))}"
     )
 
 

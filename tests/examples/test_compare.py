@@ -120,7 +120,7 @@ def test_a_kill_costs_one_cell_since_its_checkpoint(resumed: dict[str, Any], pla
     assert [each.values["phases"]["training"].get("resumed") for each in cells] == [None, True, False, False, False]
     assert "popularity, seed 0" not in resumed["out"] and "[2/5] laser, seed 0" in resumed["out"]
     assert not list(out.glob("cells/*/*/checkpoints"))
-    assert "16 of 30 training rows an epoch x at most 3 epochs (2 + 1) = 48 rows, 2 seeds" in resumed["out"]
+    assert "16 of 30 training rows an epoch x at most 3 epochs (2 + 1) = 48 rows, seeds 0, 1" in resumed["out"]
 
 
 def test_files(resumed: dict[str, Any], out: Path) -> None:

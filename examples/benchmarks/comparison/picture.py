@@ -54,6 +54,7 @@ def plot_table(path: Path, table: dict[str, Any]) -> bool:
             )
         axis.set(title=METRICS[name], xlim=(0, None))
         axis.set_yticks(range(len(order)), order)
+        axis.margins(y=0.01)
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
     handles = [
