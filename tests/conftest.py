@@ -100,6 +100,14 @@ def tiny_data() -> Interactions:
 
 
 @pytest.fixture(scope="session")
+def few() -> Interactions:
+    """Return 13 users of five events over ten items."""
+    catalog = ItemCatalog.from_records({"item_id": f"i{n}", "title": f"thing {n} of {n * n}"} for n in range(10))
+    histories = tuple(tuple((user * 3 + step) % 10 for step in range(5)) for user in range(13))
+    return Interactions(catalog, tuple(f"u{user}" for user in range(13)), histories)
+
+
+@pytest.fixture(scope="session")
 def tiny_config() -> BiTuningConfig:
     """Return the settings of a small M-Former adapter; copy it (`dataclasses.replace`) before changing anything."""
     return BiTuningConfig(

@@ -76,6 +76,10 @@ def fit(
         CheckpointError: a checkpoint of another run.
         NonFiniteLossError: training diverged; the last checkpoint stays.
     """
+    if config is not None and not isinstance(config, BiTuningConfig):
+        raise ConfigurationError(
+            f"config must be a BiTuningConfig, got {type(config).__name__}; peft_bituning.comparison trains other methods"
+        )
     arguments = arguments or LaserArguments()
     run = _Run(_accelerator(arguments), arguments)
     with logging_redirect_tqdm(), fast_cpu_matmul(arguments.fast_cpu_matmul):

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from peft_bituning import BiTuningConfig
 from peft_bituning.base_models import BaseModel
-from peft_bituning.data import Interactions, ItemCatalog
+from peft_bituning.data import Interactions
 from peft_bituning.recommenders import Precomputed
 from peft_bituning.serving import LaserRecommender
 from peft_bituning.training import LaserArguments, fit
@@ -22,14 +22,6 @@ SMALL = {
     "encoder_num_layers": 2,
     "encoder_num_attention_heads": 2,
 }
-
-
-@pytest.fixture(scope="session")
-def few() -> Interactions:
-    """Return 13 users of five events over ten items."""
-    catalog = ItemCatalog.from_records({"item_id": f"i{n}", "title": f"thing {n} of {n * n}"} for n in range(10))
-    histories = tuple(tuple((user * 3 + step) % 10 for step in range(5)) for user in range(13))
-    return Interactions(catalog, tuple(f"u{user}" for user in range(13)), histories)
 
 
 @pytest.fixture(scope="session")

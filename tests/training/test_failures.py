@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from peft_bituning import ILoRAConfig
 from peft_bituning.base_models import BaseModel
 from peft_bituning.data import Interactions, ItemCatalog
 from peft_bituning.errors import CheckpointError, ConfigurationError, DataError, InputError, NonFiniteLossError
@@ -259,3 +260,12 @@ def test_recommender_of_other_settings_is_not_taken_over(train: Train, tmp_path:
     train(**{**STATIC, "recommender": "sasrec"}, recommender_epochs=1, resume=True)
     names = [row["name"] for row in json.loads((tmp_path / "output" / "results.json").read_text())["rows"]]
     assert "frozen ID recommender (sasrec)" in names
+
+
+def test_another_methods_config(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> None:
+    arguments = LaserArguments(output_dir=str(tmp_path / "out"))
+    with pytest.raises(
+        ConfigurationError, match="config must be a BiTuningConfig, got ILoRAConfig; peft_bituning.compa"
+    ):
+        fit(few, None, tiny_base(), ILoRAConfig(), arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()

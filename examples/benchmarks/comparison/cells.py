@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from peft_bituning.comparison import METHODS, Trial, TrialResult, forget_checkpoints
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError
 from peft_bituning.evaluation import RankingReport
 from peft_bituning.launch import use_all_cores
-from peft_bituning.training.methods import METHODS, Trial, TrialResult, forget_checkpoints
 from peft_bituning.training.results import write_whole
 
 from .plan import Cell, Plan
@@ -74,7 +74,7 @@ def run_in_child(plan: Plan, cell: Cell) -> str | None:
     """
     # A server that has imported everything and done nothing forks the cells: no import again, no thread or CUDA.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["peft_bituning.training.methods"])  # not this module: 3.11's server lacks its path
+    context.set_forkserver_preload(["peft_bituning.comparison"])  # not this module: 3.11's server lacks its path
     child = context.Process(target=_child, args=(plan, cell))
     child.start()
     child.join()

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from peft_bituning.base_models import BaseModel, load_base_model
+from peft_bituning.comparison import METHODS, Method
 from peft_bituning.data import Interactions, load_interactions
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.training import LaserArguments
-from peft_bituning.training.methods import METHODS, Method
 from peft_bituning.training.results import data_hash
 
 # What a method may set for itself; everything else of `training` is the same for all of them.

@@ -10,11 +10,8 @@ import pytest
 import torch
 
 from peft_bituning.base_models import BaseModel
-from peft_bituning.data import Interactions, LeaveOneOut
-from peft_bituning.errors import CheckpointError, ConfigurationError
-from peft_bituning.training import LaserArguments
-from peft_bituning.training.methods import METHODS, Trial, TrialResult, forget_checkpoints
-from peft_bituning.training.tuned import (
+from peft_bituning.comparison import METHODS, Trial, TrialResult, forget_checkpoints
+from peft_bituning.comparison.tuned import (
     TUNERS,
     TunedTraining,
     build_tuned,
@@ -22,6 +19,9 @@ from peft_bituning.training.tuned import (
     num_virtual_tokens,
     trained_weights,
 )
+from peft_bituning.data import Interactions, LeaveOneOut
+from peft_bituning.errors import CheckpointError, ConfigurationError
+from peft_bituning.training import LaserArguments
 
 SMALL: dict[str, dict[str, Any]] = {
     "laser": {

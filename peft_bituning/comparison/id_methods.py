@@ -23,10 +23,10 @@ from ..recommenders import (
     default_fit_arguments,
     fit_recommender,
 )
-from .arguments import RECOMMENDERS
-from .frozen import provide_recommender
+from ..training.arguments import RECOMMENDERS
+from ..training.frozen import provide_recommender
+from ..training.results import data_hash, write_whole
 from .measuring import Meter, time_users
-from .results import data_hash, write_whole
 from .trial import Trial, TrialResult, register_method
 
 

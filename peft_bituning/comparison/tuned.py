@@ -19,15 +19,15 @@ from torch import nn
 from ..base_models import BaseModel
 from ..errors import ConfigurationError
 from ..recommenders import IDRecommender
+from ..training.arguments import LaserArguments
+from ..training.inputs import attach_adapter
+from ..training.results import to_json
+from ..training.stage_result import Weights
+from ..training.stages import ADAPTER, TwoStageTraining
 from ..tuners.bituning import BiTuningConfig, BiTuningModel, PrefixEncoder
 from ..tuners.bituning.backbone import embedding_scale, find_backbone, token_embeddings
 from ..tuners.ilora import ILoRAConfig
 from ..tuners.pooling import PooledModel
-from .arguments import LaserArguments
-from .inputs import attach_adapter
-from .results import to_json
-from .stage_result import Weights
-from .stages import ADAPTER, TwoStageTraining
 
 FULL = "full"
 

@@ -11,7 +11,7 @@ from ..base_models import BaseModel
 from ..data import Interactions, LeaveOneOut
 from ..errors import ConfigurationError
 from ..evaluation import RankingReport
-from .arguments import LaserArguments
+from ..training.arguments import LaserArguments
 
 
 @dataclass(frozen=True)

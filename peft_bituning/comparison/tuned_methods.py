@@ -17,15 +17,15 @@ from ..launch import launched_state
 from ..matmul import fast_cpu_matmul
 from ..recommenders import IDRecommender
 from ..serving.recommender import pad_token_id
+from ..training.arguments import LaserArguments
+from ..training.checkpoint import CheckpointStore
+from ..training.inputs import make_prompts_beside, read_template
+from ..training.ranking import rank_users
+from ..training.results import data_hash, to_json
+from ..training.sharding import check_launcher
 from ..tuners.bituning import BiTuningConfig
-from .arguments import LaserArguments
-from .checkpoint import CheckpointStore
 from .id_methods import frozen_recommender
-from .inputs import make_prompts_beside, read_template
 from .measuring import Meter, time_users
-from .ranking import rank_users
-from .results import data_hash, to_json
-from .sharding import check_launcher
 from .trial import METHODS, Method, Trial, TrialResult
 from .tuned import TUNERS, TunedTraining, adapter_bytes, adapter_config, build_tuned, num_trainable, num_virtual_tokens
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from peft_bituning.training.measuring import Meter, time_users
+from peft_bituning.comparison.measuring import Meter, time_users
 
 
 def test_every_phase_has_its_own_peak() -> None:

@@ -1,4 +1,4 @@
-"""All methods of the comparison by name; importing this fills the register."""
+"""Methods that are held against each other on one ruler, by name; importing this fills the register."""
 
 from . import id_methods, tuned_methods
 from .trial import METHODS, Method, Trial, TrialResult, register_method

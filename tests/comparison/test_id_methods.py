@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from peft_bituning.base_models import BaseModel
+from peft_bituning.comparison import METHODS, Trial
+from peft_bituning.comparison.id_methods import known_sequences
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.evaluation import evaluate_ranking, history_scorer
 from peft_bituning.recommenders import ItemKNN, Popularity, load_recommender
 from peft_bituning.training import LaserArguments
-from peft_bituning.training.id_methods import known_sequences
-from peft_bituning.training.methods import METHODS, Trial
 
 SHORT = {"fit": {"epochs": 1}}
 
