@@ -78,7 +78,7 @@ def fit(
     """
     if config is not None and not isinstance(config, BiTuningConfig):
         raise ConfigurationError(
-            f"config must be a BiTuningConfig, got {type(config).__name__}; peft_bituning.comparison trains other methods"
+            f"config must be a BiTuningConfig, got {type(config).__name__}; peft_bituning.comparison trains others"
         )
     arguments = arguments or LaserArguments()
     run = _Run(_accelerator(arguments), arguments)

@@ -264,8 +264,6 @@ def test_recommender_of_other_settings_is_not_taken_over(train: Train, tmp_path:
 
 def test_another_methods_config(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> None:
     arguments = LaserArguments(output_dir=str(tmp_path / "out"))
-    with pytest.raises(
-        ConfigurationError, match="config must be a BiTuningConfig, got ILoRAConfig; peft_bituning.compa"
-    ):
+    with pytest.raises(ConfigurationError, match="config must be a BiTuningConfig, got ILoRAConfig; peft_bituning"):
         fit(few, None, tiny_base(), ILoRAConfig(), arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
