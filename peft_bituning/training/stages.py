@@ -121,6 +121,7 @@ class TwoStageTraining:
         Raises:
             NonFiniteLossError: training met a loss that is not finite.
         """
+        self._started = time.perf_counter()
         if self._saved is not None:
             self._restore(self._saved)
             self._saved = None
