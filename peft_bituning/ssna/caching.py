@@ -37,7 +37,7 @@ def cache_item_states(
     items: ItemCatalog,
     folder: str | Path,
     *,
-    num_layers: int = 8,
+    num_layers: int = 4,
     pooling: str = "last",
     template: PromptTemplate = ITEM_TEXT,
     dtype: str = "float32",
@@ -66,7 +66,7 @@ def cache_item_states(
         progress: Show a bar over the items.
 
     Returns:
-        The states, memory-mapped. An item without any text has states of zero.
+        The states, memory-mapped. An item without a single token has states of zero.
 
     Raises:
         ConfigurationError: A setting is out of its range.

@@ -34,7 +34,7 @@ class SSNAConfig(SASRecConfig):
 
     def __init__(
         self,
-        num_layers: int = 8,
+        num_layers: int = 4,
         adapter_size: int = 64,
         adapter_dropout: float = 0.1,
         pooling: str = "last",

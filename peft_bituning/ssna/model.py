@@ -1,7 +1,7 @@
 """The recommender: side network, sequence model, full softmax over the catalog.
 
 SSNA-style after "Towards Efficient and Effective Adaptation of Large Language Models for Sequential Recommendation"
-(arXiv 2310.01612), of which we know the abstract alone. Shapes: `I` and `J` items, `a` layers, `D` width of the
+(arXiv, October 2023), of which we know the abstract alone. Shapes: `I` and `J` items, `a` layers, `D` width of the
 states, `C` width of the item embeddings.
 """
 
