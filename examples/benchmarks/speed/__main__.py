@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="*", metavar="|".join(BENCHMARKS), help="which ones; none is all")
     parser.add_argument("--rounds", type=int, default=2, help="how often each way is timed")
-    parser.add_argument("--items", type=int, default=32, help="titles that encode takes")
+    parser.add_argument("--items", type=int, default=48, help="titles that encode takes")
     parser.add_argument("--steps", action="store_true", help="also time what lies between textbook and ours")
     parser.add_argument(
         "--table_items",

@@ -105,9 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, setting.SAVED: folder}
         if {"encode", "train"} & set(tasks):
-            base = setting.language_model()
-            base.model.save_pretrained(folder)
-            base.tokenizer.save_pretrained(folder)
+            setting.save(folder)
         for task in tasks:
             unit, sizes, what = TABLES[task]
             print(

@@ -50,6 +50,18 @@ def language_model(kernel: str = "sdpa") -> BaseModel:
     return BaseModel(model, base.tokenizer, base.name, is_local=base.is_local)
 
 
+def save(folder: str) -> None:
+    """Write the language model where other processes find it by `SAVED`; transformers saves no GGUF model itself."""
+    base = _loaded()[1]
+    config = copy.deepcopy(base.model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(base.model)(config)
+    plain.load_state_dict(base.model.state_dict())
+    plain.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+
+
 def name() -> str:
     """Return what the language model is called in titles."""
     return _loaded()[0]

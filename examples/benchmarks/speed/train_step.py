@@ -26,10 +26,9 @@ WAYS = (
     "PEFT LoRA, rank 8",
     "ours, static",
     "ours, static, probed matmul",
-    "ours, M-Former",
     "ours, M-Former, probed matmul",
 )
-STEPS = ("whole rows, static", "whole rows, static, probed matmul", "whole rows, M-Former")
+STEPS = ("whole rows, static", "whole rows, static, probed matmul", "whole rows, M-Former", "ours, M-Former")
 SMALL: dict[str, Any] = {
     "num_experts": 4,
     "encoder_hidden_size": 128,
