@@ -79,7 +79,13 @@ class CatalogLoss:
         self.table = self.table.to(embeddings.device)
         rows = len(targets) if num_items_in_batch is None else num_items_in_batch
         losses = catalog_contrastive_loss(
-            embeddings, self.table.embeddings, targets, self.temperature, self.chunk_size, reduction="none"
+            embeddings,
+            self.table.embeddings,
+            targets,
+            self.temperature,
+            self.chunk_size,
+            reduction="none",
+            is_normalized=self.table.embeddings.dtype == torch.float32,
         )
         loss = losses.sum() / rows
         if outputs.get("aux_loss") is not None:
