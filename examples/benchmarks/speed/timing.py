@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-LONG = 2.0  # seconds; the first call of what takes longer counts
-
 
 @dataclass(frozen=True)
 class Row:
@@ -34,7 +32,7 @@ class Row:
 
 
 def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time each way once a round, after one round that does not count for ways that take less than two seconds.
+    """Time each way once a round, after one round that does not count.
 
     Args:
         ways: what to time, by name.
@@ -46,14 +44,11 @@ def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
-            if len(found[name]) == rounds:
-                continue
             gc.collect()
             start = time.process_time()
             way()
-            taken = time.process_time() - start
-            if number or taken > LONG:
-                found[name].append(taken)
+            if number:
+                found[name].append(time.process_time() - start)
     return found
 
 
