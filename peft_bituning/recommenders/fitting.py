@@ -235,7 +235,7 @@ def default_fit_arguments(kind: str) -> dict[str, Any]:
     """Return the keyword arguments of `fit_recommender` that did best on validation.
 
     Args:
-        kind: `"sasrec"`, `"bert4rec"`, `"zesrec"` or `"fdsa"`.
+        kind: `"sasrec"` or `"bert4rec"`.
 
     Returns:
         A new dict.
@@ -251,6 +251,4 @@ def default_fit_arguments(kind: str) -> dict[str, Any]:
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "sasrec": {"epochs": 200, "batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, "patience": 10},
     "bert4rec": {"epochs": 400, "batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, "patience": 20},
-    "zesrec": {"epochs": 200, "batch_size": 512, "learning_rate": 1e-3, "weight_decay": 0.0, "patience": 10},
-    "fdsa": {"epochs": 200, "batch_size": 512, "learning_rate": 1e-3, "weight_decay": 0.0, "patience": 10},
 }

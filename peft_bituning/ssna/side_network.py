@@ -70,9 +70,8 @@ class SideNetwork(nn.Module):
     def start(self, states: Tensor, chunk_size: int) -> None:
         """Set the weights training starts from, at a scale that does not depend on D.
 
-        Every norm standardises its layer over the catalog (see `standardise`); what the a adapters add up to has the
-        scale of what one of them reads, so that long chains train as well; the item embeddings have a deviation of
-        about 0.1.
+        Every norm standardises its layer over the catalog (see `standardise`); the adapters keep the scale of what
+        they read, and the item embeddings have a deviation of about 0.1.
 
         Args:
             states: `[I, a, D]`, the catalog's.
@@ -80,10 +79,9 @@ class SideNetwork(nn.Module):
         """
         for place, adapter in enumerate(self.adapters):
             standardise(adapter.norm, (piece[:, place] for piece in states.split(chunk_size)))
-            nn.init.normal_(adapter.down.weight, std=adapter.down.in_features**-0.5)
-            nn.init.normal_(adapter.up.weight, std=(adapter.up.in_features * len(self.adapters)) ** -0.5)
-            nn.init.zeros_(adapter.down.bias)
-            nn.init.zeros_(adapter.up.bias)
+            for linear in (adapter.down, adapter.up):
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+                nn.init.zeros_(linear.bias)
         nn.init.normal_(self.projection.weight, std=0.1 * self.projection.in_features**-0.5)
         nn.init.zeros_(self.projection.bias)
 

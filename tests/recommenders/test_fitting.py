@@ -153,7 +153,7 @@ def test_default_arguments_are_accepted():
         arguments["epochs"] = 1
         fit_recommender(build(kind), SEQUENCES, VALID, **arguments)
         assert default_fit_arguments(kind)["epochs"] > 1
-    with pytest.raises(ConfigurationError, match="kind must be one of sasrec, bert4rec, zesrec, fdsa, got 'gru'"):
+    with pytest.raises(ConfigurationError, match="kind must be one of sasrec, bert4rec, got 'gru'"):
         default_fit_arguments("gru")
 
 

@@ -9,14 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from peft_bituning.errors import ConfigurationError, InputError
-from peft_bituning.recommenders import (
-    FDSA,
-    ZESRec,
-    default_fit_arguments,
-    fit_recommender,
-    load_recommender,
-    pad_histories,
-)
+from peft_bituning.recommenders import FDSA, ZESRec, load_recommender, pad_histories
 from peft_bituning.recommenders.text_vectors import checked_vectors, standardise
 
 VECTORS = torch.randn(9, 12, generator=torch.Generator().manual_seed(0))
@@ -65,14 +58,6 @@ def test_the_vectors_are_saved_and_never_trained(model_class, tmp_path):
         assert type(loaded) is model_class and torch.equal(loaded.text_vectors, VECTORS)
         assert loaded.content_hash() == model.content_hash()
         assert torch.equal(loaded.scores(*batch), model.scores(*batch))
-
-
-@models
-def test_default_fit_arguments_are_accepted(model_class):
-    model = model_class.from_vectors(VECTORS, **SMALL)
-    before = model.content_hash()
-    fit_recommender(model, [[0, 1, 2], [3, 4, 5]], **{**default_fit_arguments(model.recommender_type), "epochs": 1})
-    assert model.content_hash() != before
 
 
 @models
