@@ -21,7 +21,9 @@ class LaserArguments:
 
     output_dir: str = field(default="output", metadata={"help": "Folder for the adapter, results and checkpoints."})
     seed: int = field(default=0, metadata={"help": "Seed of every random draw."})
-    stage1_epochs: int = field(default=15, metadata={"help": "Epochs of stage 1, each with a fresh item table."})
+    stage1_epochs: int = field(
+        default=15, metadata={"help": "Epochs of stage 1, each with a fresh item table; 0 leaves the untrained one."}
+    )
     stage2_epochs: int = field(default=5, metadata={"help": "Epochs of stage 2, on the best item table."})
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Epochs without a better validation NDCG after which a stage ends."}
@@ -105,10 +107,12 @@ class LaserArguments:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        self._at_least(1, "stage1_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
+        self._at_least(1, "per_device_train_batch_size", "per_device_eval_batch_size")
         self._at_least(1, "gradient_accumulation_steps", "logging_steps", "save_steps", "save_total_limit")
         self._at_least(1, "early_stopping_patience", "max_length")
-        self._at_least(0, "stage2_epochs", "seed")
+        self._at_least(0, "stage1_epochs", "stage2_epochs", "seed")
+        if self.stage1_epochs + self.stage2_epochs == 0:
+            raise ConfigurationError("stage1_epochs + stage2_epochs must be >= 1, got 0 and 0")
         for name in ("max_samples_per_epoch", "max_validation_users", "max_history", "max_item_tokens"):
             if getattr(self, name) is not None:
                 self._at_least(1, name)

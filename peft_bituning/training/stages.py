@@ -44,7 +44,8 @@ class TwoStageTraining:
 
     Stage 1 encodes the table with the weights A at the start of an epoch, trains against it and validates the new
     weights A' on it; the epoch with the best validation NDCG gives A', A and the table. Stage 2 starts from A',
-    keeps the table fixed, and keeps its own best epoch.
+    keeps the table fixed, and keeps its own best epoch. A stage 1 without epochs leaves the untrained adapter and its
+    table (the paper's "w/o training stage 1", Table 4).
 
     Args:
         accelerator: accelerate's device, precision and process handling.
@@ -144,7 +145,7 @@ class TwoStageTraining:
         if state.epoch < epochs:
             logger.info("stage %d stops early after epoch %d", state.stage, state.epoch)
         if self.best is None:
-            self.best = self.stage1
+            self.best = self._untrained() if state.stage == 1 else self.stage1
         if state.stage == 1:
             self.stage1 = self.best
             self.best = None
@@ -155,6 +156,13 @@ class TwoStageTraining:
         state.best_epoch, state.best_metric = 0, -1.0
         self._loop = None
         self._save()
+
+    def _untrained(self) -> StageResult:
+        """What a stage 1 without epochs keeps: the weights and the item table that training starts from."""
+        items = self.items or ItemSide(1, self._item_weights(), self._encode_items())
+        table = items.table.to(self.accelerator.device)
+        report = rank_users(self.encoder, self.validation, table, self._progress, "validating before training")
+        return StageResult(self._weights(), items, 0, report.metrics())
 
     def _run_epoch(self) -> None:
         state, arguments = self.state, self.arguments

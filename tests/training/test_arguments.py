@@ -8,7 +8,7 @@ from peft_bituning.errors import ConfigurationError
 from peft_bituning.training import LaserArguments
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("stage1_epochs", 0, "an integer >= 1"),
+    ("stage1_epochs", -1, "an integer >= 0"),
     ("stage2_epochs", -1, "an integer >= 0"),
     ("seed", -1, "an integer >= 0"),
     ("per_device_train_batch_size", 0, "an integer >= 1"),
@@ -42,6 +42,11 @@ WRONG: list[tuple[str, Any, str]] = [
 def test_out_of_range(name: str, value: Any, rule: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be {rule}, got {value!r}"):
         LaserArguments(**{name: value})
+
+
+def test_an_epoch_at_least() -> None:
+    with pytest.raises(ConfigurationError, match="stage1_epochs \\+ stage2_epochs must be >= 1, got 0"):
+        LaserArguments(stage1_epochs=0, stage2_epochs=0)
 
 
 def test_resume_or_overwrite() -> None:

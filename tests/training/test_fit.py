@@ -171,6 +171,16 @@ def test_best_epoch_is_kept_with_its_table(train: Train, tmp_path: Path) -> None
     torch.testing.assert_close(encoded, recommender.table.embeddings, atol=1e-5, rtol=0)
 
 
+def test_without_stage_1_the_table_is_the_untrained_one(train: Train, tmp_path: Path) -> None:
+    train(stage1_epochs=0, stage2_epochs=2)
+    results = _results(tmp_path / "output")
+    rows = {row["name"]: row for row in results["rows"]}
+    assert [(record["stage"], record["epoch"]) for record in results["epochs"]] == [(2, 1), (2, 2)]
+    assert rows["after stage 1"]["epoch"] == 0
+    assert rows["after stage 1"]["test"] == rows["untrained suffix"]["test"]
+    assert results["stage2_weight_change"] > 0
+
+
 def test_accumulation_is_a_larger_batch(train: Train, tmp_path: Path) -> None:
     adapter = {"router_aux_loss_coef": 0.0}  # load is balanced within a micro-batch
     whole = train("whole", adapter, per_device_train_batch_size=8)
