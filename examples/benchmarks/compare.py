@@ -1,10 +1,11 @@
 """Train and evaluate methods on one split with several seeds, and write one table.
 
-    python examples/benchmarks/compare.py --config examples/benchmarks/compare/smoke.yaml
+    python examples/benchmarks/compare.py --config examples/benchmarks/compare/ml100k.yaml --smoke
 
 Every cell, a method with a seed, runs in a process of its own and is kept once it is finished: the same command goes on
-where it was stopped, and a changed setting runs only the cells that it changes. `compare.json`, `compare.md` and
-`compare.png` in `output_dir` are written anew after each cell. docs/compare.md says what is equal between the methods.
+where it was stopped, and a changed setting runs only the cells that it changes. JSON, Markdown and a picture, named
+after the configuration, are written into `output_dir` anew after each cell. docs/compare.md says what is equal between
+the methods.
 """
 
 import argparse
@@ -14,15 +15,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from comparison.cells import Finished, read_cell, run_in_child
+from comparison.configuration import read_plan
 from comparison.picture import plot_table
-from comparison.plan import Cell, Plan, read_plan
+from comparison.plan import Cell, Plan
 from comparison.table import summarise, to_markdown
 
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import BiTuningError, ConfigurationError
 from peft_bituning.training.results import write_whole
 
-TABLE = "compare"
 CHANGES = ("dataset", "max_users", "model", "output_dir", "seeds", "methods")
 
 
@@ -44,6 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output_dir", help="in place of the file's")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's")
     parser.add_argument("--methods", nargs="+", help="only these rows of the file")
+    parser.add_argument("--smoke", action="store_true", help="run every row for a moment, to see that all of them run")
     parser.add_argument("--table_only", action="store_true", help="train nothing; write the table of what is there")
     return parser.parse_args(argv)
 
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> int:
     """Run what is missing, write the table; return 1 where a cell failed."""
     options = parse(argv)
     changes = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
-    plan = read_plan(options.config, changes)
+    plan = read_plan(options.config, changes, options.smoke)
     data = plan.load_data()
     cells = plan.cells(data)
     print(budget(plan, data))
@@ -95,13 +97,13 @@ def write_table(plan: Plan, cells: list[Cell], data: Interactions, failed: dict[
             not_run[where] = failed.get(where, "not run yet")
         else:
             finished.append(found)
-    table: Any = summarise(plan, finished, not_run, data.counts())
+    table: Any = summarise(plan, finished, not_run, data)
     text = to_markdown(table)
     folder = Path(plan.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{TABLE}.json", json.dumps(table, indent=1))
-    write_whole(folder / f"{TABLE}.md", text)
-    plot_table(folder / f"{TABLE}.png", table)
+    write_whole(folder / f"{plan.name}.json", json.dumps(table, indent=1))
+    write_whole(folder / f"{plan.name}.md", text)
+    plot_table(folder / f"{plan.name}.png", table)
     return text
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from peft_bituning.base_models import BaseModel, load_base_model
 from peft_bituning.comparison import METHODS, Method
@@ -16,6 +15,8 @@ from peft_bituning.data import Interactions, load_interactions
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.training import LaserArguments
 from peft_bituning.training.results import data_hash
+
+from .groups import check_bounds
 
 # What a method may set for itself; everything else of `training` is the same for all of them.
 OWN_TRAINING = (
@@ -27,6 +28,7 @@ OWN_TRAINING = (
     "prefix_text",
     "suffix_text",
 )
+RESERVED = {"seed", "output_dir", "resume", "overwrite_output_dir"}
 PACKAGES = ("peft_bituning", "torch", "transformers", "peft")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -66,6 +68,13 @@ class Plan:
 
     Args:
         methods: rows of the table; each None or `{method, training: {...}, and the method's own settings}`.
+        name: of the table's files; the configuration file's own.
+        question: what the table is to answer, printed above it.
+        varies: fields of `training` that the question is about, so that rows may set them for themselves.
+        paper: what the Laser paper prints for rows of this table, Recall@10, NDCG@10 and MRR by row.
+        validation: show what the kept weights reached on validation as well.
+        cold_start: `{user_events: n, item_events: m}` shows users with at most n training events, and targets that
+            occur in at most m, apart from the others.
         dataset: as `load_interactions` takes it.
         max_users: a seeded cut of so many users; None is all.
         model: the language model of all methods that use one: Hub id, folder or alias.
@@ -79,6 +88,12 @@ class Plan:
     """
 
     methods: dict[str, Any]
+    name: str = "compare"
+    question: str | None = None
+    varies: list[str] = field(default_factory=list)
+    paper: dict[str, list[float]] = field(default_factory=dict)
+    validation: bool = False
+    cold_start: dict[str, int] | None = None
     dataset: str = "ml-100k"
     max_users: int | None = None
     model: str = "smollm2-135m"
@@ -100,9 +115,18 @@ class Plan:
             raise ConfigurationError(f"model_dtype must be one of {', '.join(DTYPES)}, got {self.model_dtype!r}")
         if self.baseline is not None and self.baseline not in self.methods:
             raise ConfigurationError(f"baseline must be one of the methods, got {self.baseline!r}")
-        reserved = {"seed", "output_dir", "resume", "overwrite_output_dir"} & set(self.training)
-        if reserved:
-            raise ConfigurationError(f"training must leave {', '.join(sorted(reserved))} to the comparison")
+        for place, names in (("training", set(self.training)), ("varies", set(self.varies))):
+            if reserved := RESERVED & names:
+                raise ConfigurationError(f"{place} must leave {', '.join(sorted(reserved))} to the comparison")
+        if foreign := sorted(set(self.varies) - {each.name for each in fields(LaserArguments)}):
+            raise ConfigurationError(f"varies must be fields of LaserArguments, got {', '.join(foreign)}")
+        if self.cold_start is not None:
+            check_bounds(self.cold_start)
+        for label, numbers in self.paper.items():
+            if label not in self.methods or len(numbers) != 3:
+                raise ConfigurationError(
+                    f"paper must hold Recall@10, NDCG@10 and MRR of rows of the file, got {label}: {numbers!r}"
+                )
         for label in self.methods:
             if self.method_of(label) not in METHODS:
                 raise ConfigurationError(
@@ -126,11 +150,12 @@ class Plan:
     def arguments(self, label: str, seed: int, folder: Path) -> LaserArguments:
         """Return the settings of a row's run."""
         own = dict(self.row(label).get("training") or {})
-        foreign = sorted(set(own) - set(OWN_TRAINING))
+        allowed = [*OWN_TRAINING, *self.varies]
+        foreign = sorted(set(own) - set(allowed))
         if foreign:
             raise ConfigurationError(
-                f"training of {label} must be among {', '.join(OWN_TRAINING)}, got {', '.join(foreign)}; everything "
-                "else is the same for all methods"
+                f"training of {label} must be among {', '.join(allowed)}, got {', '.join(foreign)}; everything else "
+                "is the same for all methods, but for what the file says under `varies`"
             )
         # A user's rows together or not: the same for all, whatever a method's own default is.
         values = {"group_cuts": False, "save_total_limit": 1, **self.training, **own}
@@ -180,42 +205,8 @@ class Plan:
         text = json.dumps(identity, sort_keys=True)
         identity = json.loads(text)
         name = f"seed-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        folder = Path(self.output_dir) / "cells" / label / name
+        folder = Path(self.output_dir) / "cells" / self.method_of(label) / name  # rows of the same settings share it
         return Cell(label, self.method_of(label), settings, self.arguments(label, seed, folder), identity)
-
-
-def read_plan(path: Path, changes: dict[str, Any]) -> Plan:
-    """Read a configuration file.
-
-    Args:
-        path: the YAML file.
-        changes: fields to set otherwise; a list of `methods` keeps those rows of the file.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ConfigurationError: the file cannot be read, or a field is unknown or out of range.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(f"--config must be a readable YAML file, got {str(path)!r}: {reason}") from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{path.name} must hold lines of `name: value`, got {type(values).__name__}")
-    known = [each.name for each in fields(Plan)]
-    unknown = sorted(str(name) for name in set(values) - set(known))
-    if unknown:
-        raise ConfigurationError(f"{path.name} must hold {', '.join(known)}, got {', '.join(unknown)}")
-    chosen = changes.pop("methods", None)
-    if chosen is not None:
-        rows = values.get("methods") or {}
-        missing = [name for name in chosen if name not in rows]
-        if missing:
-            raise ConfigurationError(f"--methods must be rows of {path.name}, got {', '.join(missing)}")
-        values["methods"] = {name: rows[name] for name in chosen}
-    return Plan(**{"methods": {}, **values, **changes})
 
 
 def _model_identity(model: str) -> dict[str, Any]:

@@ -7,27 +7,31 @@ from typing import Any
 
 import numpy as np
 
+from peft_bituning.data import Interactions
 from peft_bituning.evaluation import RankingReport, paired_bootstrap
 from peft_bituning.metrics import user_gains
 
 from .cells import Finished
+from .costs import costs_markdown, row_costs
+from .groups import cold_start_groups
 from .plan import Plan
 from .published import PUBLISHED, SPLIT
 
 MODES = {"unfiltered": "seen items not filtered", "filtered": "seen items filtered"}
 METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10", "mrr": "MRR"}
 COMPARED = "ndcg@10"
+GROUPED = ("recall@10", COMPARED)
 RESAMPLES = 10_000
 
 
-def summarise(plan: Plan, finished: Sequence[Finished], not_run: dict[str, str], dataset: dict[str, Any]) -> Any:
+def summarise(plan: Plan, finished: Sequence[Finished], not_run: dict[str, str], data: Interactions) -> Any:
     """Make the table.
 
     Args:
         plan: the comparison.
         finished: its finished cells.
         not_run: why a cell has no result, by `label, seed k`.
-        dataset: the data's counts.
+        data: the histories.
 
     Returns:
         The document, as JSON can hold it: for every row and filter mode the mean over seeds, the standard error over
@@ -45,7 +49,10 @@ def summarise(plan: Plan, finished: Sequence[Finished], not_run: dict[str, str],
             "is_random": plan.registered(label).is_random,
             "seeds": [each.cell.seed for each in cells],
             **{mode: {name: _over_seeds(cells, mode, name) for name in METRICS} for mode in MODES},
-            "costs": _costs(cells),
+            "valid": {name: _over_seeds(cells, "unfiltered", name, "valid") for name in METRICS}
+            if all(each.values["valid"] for each in cells)
+            else None,
+            "costs": row_costs(cells),
             "settings": cells[0].cell.identity,
         }
     baselines = {}
@@ -60,12 +67,18 @@ def summarise(plan: Plan, finished: Sequence[Finished], not_run: dict[str, str],
                 difference = paired_bootstrap(_user_means(cells, mode), against, resamples=RESAMPLES, seed=0)
                 rows[label][mode]["against_baseline"] = difference.to_dict()
     return {
-        "dataset": dataset,
+        "name": plan.name,
+        "question": plan.question,
+        "dataset": data.counts(),
         "users": len(finished[0].report.ranks_unfiltered) if finished else 0,
         "model": Path(plan.model).name if Path(plan.model).is_dir() else plan.model,
         "training": plan.training,
         "compared": COMPARED,
         "baseline": baselines,
+        "baseline_named": plan.baseline is not None and plan.baseline in rows,
+        "show_validation": plan.validation,
+        "groups": _by_group(by_label, cold_start_groups(data, plan.cold_start)) if plan.cold_start else None,
+        "paper": {label: dict(zip(METRICS, numbers, strict=True)) for label, numbers in plan.paper.items()},
         "rows": rows,
         "not_run": not_run,
         "published": [
@@ -78,13 +91,14 @@ def summarise(plan: Plan, finished: Sequence[Finished], not_run: dict[str, str],
 def to_markdown(table: dict[str, Any]) -> str:
     """Lay the table out; the best mean of a column is bold."""
     data, rows = table["dataset"], table["rows"]
+    chosen = "" if table["baseline_named"] else " The baseline was chosen on the same test users, which favours it."
     parts = [
+        *([table["question"]] if table["question"] else []),
         f"Dataset `{data['source']}`: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events; "
         f"{table['users']:,} test users, full ranking, ties half. Language model `{table['model']}`.",
         "Mean over seeds ± standard error over seeds (standard error over users of one seed). The last column is the "
-        "difference in NDCG@10 to the best baseline with its 95 % interval: paired bootstrap over users, "
-        f"{RESAMPLES:,} resamples, each user's NDCG averaged over seeds; it says nothing of other seeds. The "
-        "baseline was chosen on the same test users, which favours it.",
+        "difference in NDCG@10 to the baseline with its 95 % interval: paired bootstrap over users, "
+        f"{RESAMPLES:,} resamples, each user's NDCG averaged over seeds; it says nothing of other seeds.{chosen}",
     ]
     for mode, title in MODES.items():
         baseline = table["baseline"][mode]
@@ -99,7 +113,13 @@ def to_markdown(table: dict[str, Any]) -> str:
             against = "(the baseline)" if label == baseline else _against(row[mode].get("against_baseline"))
             lines.append(f"| {label} | {seeds} | {' | '.join(values)} | {against} |")
         parts.append("\n".join(lines))
-    parts.append(_cost_table(rows))
+    if table["show_validation"]:
+        parts.append(_validation(rows))
+    if table["groups"]:
+        parts.append(_groups(table["groups"]))
+    if table["paper"]:
+        parts.append(_paper(table["paper"]))
+    parts.append(costs_markdown(rows))
     if table["not_run"]:
         parts.append("Not run:\n\n" + "\n".join(f"- {name}: {reason}" for name, reason in table["not_run"].items()))
     if table["published"]:
@@ -116,8 +136,60 @@ def to_markdown(table: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _over_seeds(cells: Sequence[Finished], mode: str, name: str) -> dict[str, Any]:
-    tests = [each.values["test"][mode] for each in cells]
+def _validation(rows: dict[str, Any]) -> str:
+    found = {label: row["valid"] for label, row in rows.items() if row["valid"]}
+    best = {name: max((row[name]["mean"] for row in found.values()), default=0.0) for name in METRICS}
+    lines = [f"| validation, seen items not filtered | {' | '.join(METRICS.values())} |", "| --- | --- | --- | --- |"]
+    for label, row in found.items():
+        lines.append(f"| {label} | {' | '.join(_value(row[name], best[name]) for name in METRICS)} |")
+    return "\n".join(lines)
+
+
+def _by_group(by_label: dict[str, list[Finished]], groups: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Average over the users of each group, and over seeds; the standard error is that over users."""
+    found: dict[str, Any] = {}
+    for group, mask in groups.items():
+        if not mask.any():
+            continue
+        found[group] = {"users": int(mask.sum()), "rows": {}}
+        for label, cells in by_label.items():
+            gains = [user_gains(each.report.ranks_unfiltered[mask]) for each in cells]
+            values = {name: np.mean([each[name] for each in gains], axis=0) for name in GROUPED}
+            found[group]["rows"][label] = {
+                name: {"mean": float(value.mean()), "se_users": float(value.std() / len(value) ** 0.5)}
+                for name, value in values.items()
+            }
+    return found
+
+
+def _groups(groups: dict[str, Any]) -> str:
+    heads = [f"{group} ({values['users']:,})" for group, values in groups.items()]
+    lines = [f"| seen items not filtered, {' / '.join(METRICS[name] for name in GROUPED)} | {' | '.join(heads)} |"]
+    lines.append("|" + " --- |" * (len(heads) + 1))
+    for label in next(iter(groups.values()))["rows"]:
+        cells = [
+            " / ".join(f"{each['rows'][label][name]['mean']:.4f}" for name in GROUPED)
+            + f" ({each['rows'][label][COMPARED]['se_users']:.4f})"
+            for each in groups.values()
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"In brackets the standard error of {METRICS[COMPARED]} over the group's users."])
+
+
+def _paper(paper: dict[str, Any]) -> str:
+    lines = [
+        f"The Laser paper's own numbers: {SPLIT}; ChatGLM2-6B.",
+        "",
+        f"| the paper's | {' | '.join(METRICS.values())} |",
+        "| --- | --- | --- | --- |",
+    ]
+    for label, row in paper.items():
+        lines.append(f"| {label} | {' | '.join(f'{row[name]:.4f}' for name in METRICS)} |")
+    return "\n".join(lines)
+
+
+def _over_seeds(cells: Sequence[Finished], mode: str, name: str, part: str = "test") -> dict[str, Any]:
+    tests = [each.values[part][mode] for each in cells]
     values = [test[name] for test in tests]
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     users = statistics.mean(test[f"{name}_se"] for test in tests)
@@ -138,31 +210,6 @@ def _best_baseline(rows: dict[str, Any], mode: str) -> str | None:
     return max(others, key=lambda label: others[label]) if others else None
 
 
-def _costs(cells: Sequence[Finished]) -> dict[str, Any]:
-    """Take the mean of seconds and the largest peak over seeds."""
-    values = [each.values for each in cells]
-    costs: dict[str, Any] = {name: values[0][name] for name in ("trainable_parameters", "adapter_bytes", "device")}
-    for name in ("rows", "tokens", "epochs"):
-        known = [each["trained"][name] for each in values if each["trained"][name] is not None]
-        costs[f"trained_{name}"] = statistics.mean(known) if known else None
-    for phase in ("training", "encoding", "user"):
-        measured = [each["phases"][phase] for each in values if phase in each["phases"]]
-        if not measured:
-            continue
-        memory = "peak_cuda_mb" if all("peak_cuda_mb" in each for each in measured) else "peak_memory_mb"
-        costs[phase] = {
-            "seconds": statistics.mean(each["seconds"] for each in measured),
-            "peak_mb": max(each[memory] for each in measured),
-            "own_peak": all(each["own_peak"] for each in measured),
-        }
-    if "encoding" in costs:
-        costs["encoding"]["items"] = values[0]["phases"]["encoding"]["items"]
-    costs["resumed"] = any(each["phases"]["training"].get("resumed", False) for each in values)
-    recommenders = [each["details"].get("frozen_recommender") for each in values]
-    costs["frozen_recommender"] = recommenders[0]
-    return costs
-
-
 def _value(value: dict[str, Any], best: float) -> str:
     mean = f"{value['mean']:.4f}"
     mean = f"**{mean}**" if value["mean"] == best else mean
@@ -177,50 +224,3 @@ def _against(difference: dict[str, Any] | None) -> str:
     floor = 2 / (difference["resamples"] + 1)
     p = f"p < {2 * floor:.4f}" if difference["p"] <= floor * 1.001 else f"p = {difference['p']:.4f}"
     return f"{difference['difference']:+.4f} ({interval}; {p})"
-
-
-def _cost_table(rows: dict[str, Any]) -> str:
-    lines = [
-        "| costs | trained weights | kept, MB | rows trained | text tokens trained | training, s | peak MB | "
-        "1,000 items, s | peak MB | a user, ms | peak MB |",
-        "|" + " --- |" * 11,
-    ]
-    notes = []
-    for label, row in rows.items():
-        costs = row["costs"]
-        training, user = costs.get("training"), costs.get("user")
-        encoding = costs.get("encoding")
-        marks = "*" if costs["frozen_recommender"] else ""
-        marks += "†" if costs["resumed"] else ""
-        cells = [
-            f"{label}{marks}",
-            f"{costs['trainable_parameters']:,}",
-            f"{costs['adapter_bytes'] / 1e6:.3f}" if costs["trainable_parameters"] else "-",
-            _count(costs["trained_rows"]),
-            _count(costs["trained_tokens"]),
-            *([f"{training['seconds']:.1f}", f"{training['peak_mb']:,.0f}"] if training else ["-", "-"]),
-            *(
-                [f"{1000 * encoding['seconds'] / encoding['items']:.1f}", f"{encoding['peak_mb']:,.0f}"]
-                if encoding
-                else ["-", "-"]
-            ),
-            *([f"{1000 * user['seconds']:.1f}", f"{user['peak_mb']:,.0f}"] if user else ["-", "-"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-        if costs["frozen_recommender"]:
-            known = costs["frozen_recommender"]
-            seconds = "" if known["seconds"] is None else f", trained in {known['seconds']:.1f} s"
-            notes.append(f"`{label}`: {known['kind']}, {known['parameters']:,} weights{seconds}")
-    text = "\n".join(lines)
-    if notes:
-        text += f"\n\n\\* and a frozen recommender, not counted above: {'; '.join(notes)}."
-    if any(row["costs"]["resumed"] for row in rows.values()):
-        text += "\n\n† a seed was stopped and resumed: its seconds are whole, its peak is the last process's."
-    shared = [label for label, row in rows.items() if not row["costs"].get("training", {}).get("own_peak", True)]
-    if shared:
-        text += "\n\nThis system tells one peak a process: peaks are those of the process so far."
-    return text
-
-
-def _count(number: float | None) -> str:
-    return "-" if number is None else f"{number:,.0f}"
