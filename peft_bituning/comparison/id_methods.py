@@ -52,7 +52,8 @@ def frozen_recommender(
     arguments = trial.arguments
     epochs = arguments.recommender_epochs if epochs is None else epochs
     arguments = replace(arguments, recommender=kind, recommender_epochs=epochs, resume=True, overwrite_output_dir=False)
-    folder = trial.shared / f"{kind}-{_digest([kind, epochs, arguments.seed, data_hash(trial.data)])}"
+    origin = [kind, epochs, arguments.seed, data_hash(trial.data), *([] if trial.drawn is None else [trial.drawn])]
+    folder = trial.shared / f"{kind}-{_digest(origin)}"
     seconds_file = folder.with_suffix(".json")
     if kind in RECOMMENDERS and not seconds_file.is_file():
         shutil.rmtree(folder, ignore_errors=True)  # trained, but killed before its seconds were written
@@ -87,8 +88,8 @@ def run_item_knn(trial: Trial) -> TrialResult:
     return _ranked(trial, meter, model)
 
 
-@register_method("sasrec", arguments=("recommender_epochs",))
-@register_method("bert4rec", arguments=("recommender_epochs",))
+@register_method("sasrec", arguments=("recommender_epochs",), takes_share=True)
+@register_method("bert4rec", arguments=("recommender_epochs",), takes_share=True)
 def run_sequence_model(trial: Trial) -> TrialResult:
     """Train the sequence model over ids; the one that trials of this seed may read frozen."""
     settings = trial.only("epochs")
@@ -126,8 +127,8 @@ def run_item_knn_and_text(trial: Trial) -> TrialResult:
     return _ranked(trial, meter, cast(HistoryRecommender, model))
 
 
-@register_method("zesrec", uses_language_model=True)
-@register_method("fdsa", uses_language_model=True)
+@register_method("zesrec", uses_language_model=True, takes_share=True)
+@register_method("fdsa", uses_language_model=True, takes_share=True)
 def run_text_sequence_model(trial: Trial) -> TrialResult:
     """Train a sequence model over frozen text vectors."""
     from ..recommenders import FDSA, ZESRec

@@ -1,5 +1,7 @@
 """One method, one seed, one split: what goes into a cell of a comparison, and what comes out."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from ..data import Interactions, LeaveOneOut
 from ..errors import ConfigurationError
 from ..evaluation import RankingReport
 from ..training.arguments import LaserArguments
+from .kept_weights import KeptWeights
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Trial:
         method: its name.
         settings: its own settings, in place of its defaults.
         data: the histories.
-        split: who is trained, validated and tested on what.
+        split: who is trained, validated and tested on what; its `training_users` may be few, or nobody.
         load_base: loads the language model; called by the methods that need one.
         arguments: the run's settings; `output_dir` is the trial's folder, `seed` its seed.
         shared: a folder for what several trials use: frozen recommenders, states of the items' texts.
         device: where to train.
+        start: the weights of another trial to start from; None starts anew.
+        keeps_weights: return the trained weights, for other trials to start from.
     """
 
     method: str
@@ -37,6 +42,19 @@ class Trial:
     arguments: LaserArguments
     shared: Path
     device: torch.device
+    start: KeptWeights | None = None
+    keeps_weights: bool = False
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is anybody to train on."""
+        return self.split.training_users is None or bool(self.split.training_users)
+
+    @property
+    def drawn(self) -> str | None:
+        """A hash of the users that are trained on; None where that is all of them."""
+        users = self.split.training_users
+        return None if users is None else hashlib.sha256(json.dumps(sorted(users)).encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> Path:
@@ -78,6 +96,7 @@ class TrialResult:
             measures them; `encoding` has `items`, and `user` is one user, from history to ranked catalog.
         trained: `epochs`, `rows` and `tokens` that training ran over; `tokens` None for methods that read no text.
         details: whatever else describes the run, as JSON values.
+        weights: where the trial `keeps_weights`.
     """
 
     report: RankingReport
@@ -87,6 +106,7 @@ class TrialResult:
     phases: dict[str, dict[str, Any]]
     trained: dict[str, Any]
     details: dict[str, Any]
+    weights: KeptWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +119,8 @@ class Method:
         is_random: whether a seed changes anything.
         uses_language_model: whether the language model has a part in it.
         arguments: the fields of `LaserArguments` that decide its result.
+        takes_share: whether it trains on no more than the split's `training_users`.
+        takes_start: whether it starts from another trial's weights, and then needs nobody to train on.
     """
 
     run: Callable[[Trial], TrialResult]
@@ -106,6 +128,8 @@ class Method:
     is_random: bool = True
     uses_language_model: bool = False
     arguments: tuple[str, ...] = ()
+    takes_share: bool = False
+    takes_start: bool = False
 
 
 METHODS: dict[str, Method] = {}

@@ -22,12 +22,13 @@ from ..recommenders import IDRecommender
 from ..training.arguments import LaserArguments
 from ..training.inputs import attach_adapter
 from ..training.results import to_json
-from ..training.stage_result import Weights
+from ..training.stage_result import ItemSide, StageResult, Weights
 from ..training.stages import ADAPTER, TwoStageTraining
 from ..tuners.bituning import BiTuningConfig, BiTuningModel, PrefixEncoder
 from ..tuners.bituning.backbone import embedding_scale, find_backbone, token_embeddings
 from ..tuners.ilora import ILoRAConfig
 from ..tuners.pooling import PooledModel
+from .kept_weights import KeptWeights
 
 FULL = "full"
 
@@ -150,6 +151,8 @@ class TunedTraining(TwoStageTraining):
     computes and not the encoder, and full fine-tuning has no adapter.
     """
 
+    keeps_item_weights = False  # the table alone is ranked; only who starts from here asks for what encoded it
+
     @property
     def is_resumed(self) -> bool:
         """Whether `read_checkpoint` found something to go on from; `run` forgets it."""
@@ -178,7 +181,21 @@ class TunedTraining(TwoStageTraining):
         return super()._weights() if self._pooled is None else trained_weights(self._pooled)
 
     def _item_weights(self) -> Weights:
-        return {}  # nothing is served from here: the table alone is ranked
+        return self._weights() if self.keeps_item_weights else {}
+
+    def without_training(self, start: KeptWeights) -> StageResult:
+        """Encode the catalog with the weights of another trial, as a saved recommender encodes new items.
+
+        Args:
+            start: A encodes the table, A' the users.
+
+        Returns:
+            What a training without epochs would keep.
+        """
+        self.set_weights(start.items)
+        self.items = ItemSide(1, self._item_weights(), self._encode_items())
+        self.set_weights(start.users)
+        return self._untrained()
 
     def set_weights(self, weights: Weights) -> None:
         """Put weights into the trained model.

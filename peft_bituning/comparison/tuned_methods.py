@@ -4,18 +4,21 @@ import shutil
 from pathlib import Path
 from typing import cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
+from torch import Tensor
 
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
 from ..data.collator import HistoryCollator
 from ..data.samples import Sample
+from ..errors import ConfigurationError
 from ..evaluation import catalog_ranks
 from ..launch import launched_state
 from ..matmul import fast_cpu_matmul
-from ..recommenders import IDRecommender
+from ..recommenders import IDRecommender, Precomputed, build_recommender
 from ..serving.recommender import pad_token_id
 from ..training.arguments import LaserArguments
 from ..training.checkpoint import CheckpointStore
@@ -25,6 +28,7 @@ from ..training.results import data_hash, to_json
 from ..training.sharding import check_launcher
 from ..tuners.bituning import BiTuningConfig
 from .id_methods import frozen_recommender
+from .kept_weights import KeptWeights
 from .measuring import Meter, time_users
 from .trial import METHODS, Method, Trial, TrialResult
 from .tuned import TUNERS, TunedTraining, adapter_bytes, adapter_config, build_tuned, num_trainable, num_virtual_tokens
@@ -33,8 +37,27 @@ CHECKPOINTS = "checkpoints"
 ENCODED_ITEMS = 256
 
 
+class NothingKnown(Precomputed):
+    """The recommender of a catalog that nobody was trained on: it knows no item, so that every row is cold.
+
+    Args:
+        embedding_dim: C, as the adapter reads it.
+    """
+
+    recommender_type = "nothing-known"
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__(torch.zeros(1, embedding_dim))
+
+    def encoded_mask(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Give no position a state [B, N]."""
+        return torch.zeros_like(super().encoded_mask(item_indices, mask))
+
+
 def run_tuned(trial: Trial) -> TrialResult:
     """Train in both stages from the last checkpoint on, if there is one, and rank the test users.
+
+    A trial with a `start` starts from A'; one without anybody to train on ranks with it as it is.
 
     Args:
         trial: its method is one of `TUNERS`; checkpoints go into its folder.
@@ -43,7 +66,7 @@ def run_tuned(trial: Trial) -> TrialResult:
         The result; the checkpoints stay until `forget_checkpoints`.
 
     Raises:
-        ConfigurationError: settings that do not fit.
+        ConfigurationError: settings that do not fit, or neither anybody to train on nor a start.
         CheckpointError: the folder holds a checkpoint of another trial.
         NonFiniteLossError: training diverged.
     """
@@ -66,8 +89,13 @@ def _run(trial: Trial) -> TrialResult:
     set_seed(arguments.seed)
     known: IDRecommender | None = None
     known_seconds = None
+    if not trial.is_trained and trial.start is None:
+        raise ConfigurationError(f"{trial.method} must have users to train on, or weights to start from, got neither")
     if TUNERS[trial.method].reads_recommender:
-        known, known_seconds = frozen_recommender(trial, arguments.recommender, accelerator)
+        if trial.is_trained:
+            known, known_seconds = frozen_recommender(trial, arguments.recommender, accelerator)
+        else:
+            known = NothingKnown(build_recommender(arguments.recommender, 1).embedding_dim)
         known = known.to(device).eval()
     base = trial.load_base()
     set_seed(arguments.seed)
@@ -92,14 +120,24 @@ def _run(trial: Trial) -> TrialResult:
         "adapter": adapter,
         "template": template.to_dict(),
     }
+    if trial.drawn is not None:
+        identity["training_users"] = trial.drawn
+    if trial.start is not None:
+        identity["start"] = trial.start.content_hash()
     store = CheckpointStore(trial.folder / CHECKPOINTS, arguments.save_total_limit)
     training = TunedTraining(
         accelerator, cast(PeftModel, model), encoder, trial.split, trial.num_items, arguments, store, to_json(identity)
     )
+    training.keeps_item_weights = trial.keeps_weights
+    if trial.start is not None:
+        training.set_weights(trial.start.users)
     training.read_checkpoint()
     resumed = training.is_resumed
     with meter.phase("training"):
-        _, kept = training.run()
+        if trial.start is None or trial.is_trained:
+            _, kept = training.run()
+        else:
+            kept = training.without_training(trial.start)
     meter.phases["training"] |= {"seconds": training.state.seconds, "resumed": resumed}
     training.set_weights(kept.user_weights)
     samples = trial.split.samples("test")
@@ -126,13 +164,14 @@ def _run(trial: Trial) -> TrialResult:
             "adapter": adapter,
             "prompts": {"twins": prompts.twin_count},
             "frozen_recommender": None
-            if known is None
+            if known is None or isinstance(known, NothingKnown)
             else {
                 "kind": known.recommender_type,
                 "parameters": sum(value.numel() for value in known.parameters()),
                 "seconds": known_seconds,
             },
         },
+        KeptWeights(kept.user_weights, kept.item_side.weights) if trial.keeps_weights else None,
     )
 
 
@@ -158,7 +197,14 @@ def _method(name: str) -> Method:
     if not TUNERS[name].reads_recommender:
         deciding -= {"recommender", "recommender_epochs", "max_collaborative_states"}
     is_ours = TUNERS[name].config_class is BiTuningConfig
-    return Method(run_tuned, is_ours, uses_language_model=True, arguments=tuple(sorted(deciding)))
+    return Method(
+        run_tuned,
+        is_ours,
+        uses_language_model=True,
+        arguments=tuple(sorted(deciding)),
+        takes_share=True,
+        takes_start=True,
+    )
 
 
 METHODS.update({name: _method(name) for name in TUNERS})

@@ -1,7 +1,7 @@
 """Training, validation and test samples: histories and the item that came next."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,16 +36,39 @@ class LeaveOneOut:
 
     Args:
         histories: Per user, catalog indices in time order.
+        training_users: The users that train; None is all of them. Validated and tested are all, whoever trains.
     """
 
-    def __init__(self, histories: Sequence[Sequence[int]]) -> None:
+    def __init__(self, histories: Sequence[Sequence[int]], training_users: Collection[int] | None = None) -> None:
         self._histories = [tuple(int(item) for item in history) for history in histories]
+        self.training_users = None if training_users is None else frozenset(training_users)
         self._evaluated = [user for user, history in enumerate(self._histories) if len(history) >= _MIN_EVENTS]
 
     @property
     def users_not_evaluated(self) -> int:
         """Users with too few events for a validation and a test target."""
         return len(self._histories) - len(self._evaluated)
+
+    def drawn(self, share: float, seed: int = 0) -> "LeaveOneOut":
+        """Return this split with a seeded share of the users to train on, of those with a training sample.
+
+        Draws of one seed are nested: the users of a smaller share are among those of a larger one.
+
+        Args:
+            share: From 0, nobody, to 1, everybody; between them at least one user.
+            seed: Another seed draws others.
+
+        Raises:
+            ConfigurationError: The share is not from 0 to 1.
+        """
+        if not 0 <= share <= 1:
+            raise ConfigurationError(f"share must be from 0 to 1, got {share!r}.")
+        if share == 1:
+            return self
+        users = [user for user in range(len(self._histories)) if len(self._training_part(user)) >= 2]
+        random.Random(f"share/{seed}").shuffle(users)
+        number = max(1, round(share * len(users))) if share else 0
+        return LeaveOneOut(self._histories, users[:number])
 
     @property
     def train_sequences(self) -> list[list[int]]:
@@ -96,5 +119,7 @@ class LeaveOneOut:
         return [Sample(user, self._histories[user][:place], self._histories[user][place]) for user in self._evaluated]
 
     def _training_part(self, user: int) -> tuple[int, ...]:
+        if self.training_users is not None and user not in self.training_users:
+            return ()
         history = self._histories[user]
         return history[:-2] if len(history) >= _MIN_EVENTS else history

@@ -11,6 +11,7 @@ import torch
 
 from peft_bituning.base_models import BaseModel
 from peft_bituning.comparison import METHODS, Trial, TrialResult, forget_checkpoints
+from peft_bituning.comparison.kept_weights import KeptWeights
 from peft_bituning.comparison.tuned import (
     TUNERS,
     TunedTraining,
@@ -19,9 +20,12 @@ from peft_bituning.comparison.tuned import (
     num_virtual_tokens,
     trained_weights,
 )
+from peft_bituning.comparison.tuned_methods import NothingKnown
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError, ConfigurationError
+from peft_bituning.metrics import target_ranks
 from peft_bituning.training import LaserArguments
+from peft_bituning.training.inputs import make_prompts_beside, read_template
 
 SMALL: dict[str, dict[str, Any]] = {
     "laser": {
@@ -210,3 +214,65 @@ def test_refusals(tiny_base: Callable[[], BaseModel], make_trial: Callable[..., 
         build_tuned("full", base, {}, None, arguments)
     with pytest.raises(ConfigurationError, match="recommender must name one for ilora, .* got 'none'"):
         METHODS["ilora"].run(make_trial("ilora", recommender="none"))
+
+
+@pytest.mark.parametrize("method", ["laser", "p-tuning"])
+def test_it_starts_from_what_another_kept(
+    method: str,
+    make_trial: Callable[..., Trial],
+    losses: list[dict[str, Any]],
+    tiny_data: Interactions,
+) -> None:
+    """Untrained: items by A, users by A', all of them cold; trained: the first update meets A', not fresh weights."""
+    kept = METHODS[method].run(replace(make_trial(method, "source"), keeps_weights=True)).weights
+    assert kept is not None and kept.users.keys() == kept.items.keys()
+    assert any(not torch.equal(kept.users[name], value) for name, value in kept.items.items())
+    assert KeptWeights.from_tensors(kept.to_tensors()).content_hash() == kept.content_hash()
+    del losses[:]
+    split = LeaveOneOut(tiny_data.histories)
+    target = replace(make_trial(method, "target"), data=tiny_data, split=split.drawn(0), start=kept)
+    result = METHODS[method].run(target)
+    assert losses == [] and result.weights is None and result.details["best_epoch"] == 0
+    assert result.trained == {"epochs": 0, "updates": 0, "rows": 0, "tokens": 0}
+    assert result.details["frozen_recommender"] is None
+    assert len(list(target.shared.glob("sasrec-*.json"))) == (method == "laser")  # the source's; nobody trained another
+    users, items = _encoded(target, kept.users, True), _encoded(target, kept.items, False)
+    scores = users @ items.T  # [U, I]
+    ranks = target_ranks(scores, [sample.target for sample in split.samples("test")])
+    np.testing.assert_allclose(result.report.ranks_unfiltered, ranks)
+
+    few = replace(make_trial(method, "few"), data=tiny_data, split=split.drawn(0.2), start=kept)
+    started = METHODS[method].run(few)
+    anew = METHODS[method].run(replace(few, start=None, arguments=make_trial(method, "anew").arguments))
+    drawn = {sample.user for each in losses for sample in each["rows"]}
+    assert drawn <= split.drawn(0.2).training_users and len(drawn) == 6
+    assert started.details["epochs"][0]["train_loss"] != anew.details["epochs"][0]["train_loss"]
+    with pytest.raises(CheckpointError, match="start was"):
+        METHODS[method].run(replace(few, start=None, arguments=replace(few.arguments, resume=True)))
+    with pytest.raises(ConfigurationError, match="must have users to train on, or weights to start from, got neither"):
+        METHODS[method].run(replace(target, start=None))
+
+
+def _encoded(trial: Trial, weights: dict[str, torch.Tensor], users: bool) -> torch.Tensor:
+    """Encode test users or items one by one, without this room's training."""
+    base, arguments = trial.load_base(), trial.arguments
+    width = 64
+    model = build_tuned(trial.method, base, trial.settings, NothingKnown(width), arguments)
+    holder = _holder(model)
+    holder.set_weights(weights)
+    prompts = make_prompts_beside(
+        num_virtual_tokens(model), base, trial.data, read_template(arguments.template), arguments
+    )
+    histories = [list(sample.history) for sample in trial.split.samples("test")]
+    if not users:
+        histories = [[item] for item in range(trial.num_items)]
+    rows = []
+    model.eval()
+    for history in histories:
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([prompts.encode(history, "user" if users else "item")])}
+        if trial.method == "laser":
+            inputs["collaborative_embeds"] = torch.full((1, 1, width), float("nan"))
+            inputs["collaborative_mask"] = torch.zeros(1, 1, dtype=torch.bool)
+        with torch.no_grad():
+            rows.append(model(**inputs)["pooler_output"][0])
+    return torch.nn.functional.normalize(torch.stack(rows), dim=1)

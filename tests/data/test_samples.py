@@ -67,3 +67,32 @@ def test_unknown_names_are_errors() -> None:
         split.training_samples("all")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="split must be 'valid' or 'test', got 'train'"):
         split.samples("train")  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), max_size=8), max_size=30),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 3),
+)
+def test_shares_are_nested_and_train_alone(histories: list[list[int]], one: float, other: float, seed: int) -> None:
+    whole = LeaveOneOut(histories)
+    less, more = (whole.drawn(share, seed) for share in sorted((one, other)))
+    assert less.samples("valid") == whole.samples("valid") and less.samples("test") == whole.samples("test")
+    taught = {sample.user for sample in whole.training_samples()}
+    users = [{sample.user for sample in split.training_samples()} for split in (less, more)]
+    assert users[0] <= users[1] <= taught
+    for share, drawn in zip(sorted((one, other)), users, strict=True):
+        at_least_one = 1 if share and taught else 0
+        assert len(drawn) == max(at_least_one, round(share * len(taught)))
+    for user, sequence in enumerate(less.train_sequences):
+        assert less is whole or sequence == (whole.train_sequences[user] if user in users[0] else [])
+
+
+def test_seeds_draw_others_and_a_share_has_its_range() -> None:
+    whole = LeaveOneOut([(0, 1, 2, 3)] * 40)
+    draws = [whole.drawn(0.5, seed).training_users for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2] and len(draws[2] or ()) == 20
+    assert whole.drawn(1) is whole and whole.drawn(0).training_samples() == []
+    with pytest.raises(ConfigurationError, match=r"share must be from 0 to 1, got 1.5"):
+        whole.drawn(1.5)
