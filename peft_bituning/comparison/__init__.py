@@ -1,6 +1,6 @@
 """Methods that are held against each other on one ruler, by name; importing this fills the register."""
 
-from . import id_methods, tuned_methods
+from . import candidate_methods, id_methods, tuned_methods
 from .trial import METHODS, Method, Trial, TrialResult, register_method
 from .tuned_methods import forget_checkpoints
 
@@ -9,6 +9,7 @@ __all__ = [
     "Method",
     "Trial",
     "TrialResult",
+    "candidate_methods",
     "forget_checkpoints",
     "id_methods",
     "register_method",
