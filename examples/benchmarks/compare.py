@@ -24,7 +24,7 @@ from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import BiTuningError, ConfigurationError
 from peft_bituning.training.results import write_whole
 
-CHANGES = ("dataset", "max_users", "model", "output_dir", "seeds", "methods")
+CHANGES = ("dataset", "max_users", "source", "model", "output_dir", "seeds", "methods")
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, help="a YAML file; examples/benchmarks/compare has some")
     parser.add_argument("--dataset", help="in place of the file's")
     parser.add_argument("--max_users", type=int, help="in place of the file's")
+    parser.add_argument("--source", help="data set of rows with `source: true`, in place of the file's")
     parser.add_argument("--model", help="in place of the file's")
     parser.add_argument("--output_dir", help="in place of the file's")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's")
@@ -64,7 +65,11 @@ def main(argv: list[str]) -> int:
         if read_cell(cell) is not None or options.table_only:
             continue
         print(f"[{number}/{len(cells)}] {where}", flush=True)
-        reason = run_in_child(plan, cell)
+        reason = None
+        if cell.source is not None and read_cell(cell.source) is None:
+            print(f"[{number}/{len(cells)}] {where}: first on the source", flush=True)
+            reason = run_in_child(plan, cell.source)
+        reason = run_in_child(plan, cell) if reason is None else f"on the source: {reason}"
         if reason is not None:
             failed[where] = reason
             print(f"[{number}/{len(cells)}] {where} failed: {reason}", flush=True)

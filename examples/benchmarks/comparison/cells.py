@@ -18,8 +18,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
 
 from peft_bituning.comparison import METHODS, Trial, TrialResult, forget_checkpoints
+from peft_bituning.comparison.kept_weights import KeptWeights
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError
 from peft_bituning.evaluation import RankingReport
@@ -29,6 +32,7 @@ from peft_bituning.training.results import write_whole
 from .plan import Cell, Plan
 
 CELL_FILE, RANKS_FILE, ERROR_FILE, LOCK_FILE = "cell.json", "ranks.safetensors", "error.txt", "lock"
+WEIGHTS_FILE = "weights.safetensors"
 SHARED = "shared"
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,8 @@ def read_cell(cell: Cell) -> Finished | None:
         values = json.loads((cell.folder / CELL_FILE).read_text(encoding="utf-8"))
         content = (cell.folder / RANKS_FILE).read_bytes()
         if values["identity"] != cell.identity or values["ranks_sha256"] != hashlib.sha256(content).hexdigest():
+            return None
+        if cell.keeps_weights and values["weights_sha256"] != _sha256(cell.folder / WEIGHTS_FILE):
             return None
         ranks = load_file(cell.folder / RANKS_FILE)
     except (OSError, ValueError, KeyError, SafetensorError):
@@ -93,7 +99,7 @@ def _child(plan: Plan, cell: Cell) -> None:
     for chatty in ("httpx", "accelerate", "datasets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        run_cell(plan, cell, plan.load_data())
+        run_cell(plan, cell, plan.load_data(cell.keeps_weights))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # a row that fails is no reason to lose the others
@@ -108,8 +114,11 @@ def run_cell(plan: Plan, cell: Cell, data: Interactions) -> None:
 
     Args:
         plan: the comparison.
-        cell: one of its cells.
+        cell: one of its cells; what it starts from is there.
         data: the histories.
+
+    Raises:
+        CheckpointError: what it starts from is not there.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shared = Path(plan.output_dir) / SHARED
@@ -118,11 +127,13 @@ def run_cell(plan: Plan, cell: Cell, data: Interactions) -> None:
         cell.method,
         cell.settings,
         data,
-        LeaveOneOut(data.histories),
+        LeaveOneOut(data.histories).drawn(cell.share, cell.seed),
         plan.load_base,
         cell.arguments,
         shared,
         device,
+        None if cell.source is None else _kept_weights(cell.source),
+        cell.keeps_weights,
     )
     started = time.perf_counter()
     with _alone_in(cell.folder):
@@ -135,7 +146,7 @@ def run_cell(plan: Plan, cell: Cell, data: Interactions) -> None:
             logger.warning("%s starts again: %s", cell.label, error)
             forget_checkpoints(cell.folder)
             result = METHODS[cell.method].run(trial)
-        _write(cell, result, time.perf_counter() - started)
+        _write(cell, result, data, time.perf_counter() - started)
         forget_checkpoints(cell.folder)
 
 
@@ -151,13 +162,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write(cell: Cell, result: TrialResult, seconds: float) -> None:
+def _write(cell: Cell, result: TrialResult, data: Interactions, seconds: float) -> None:
     report = result.report
     path = cell.folder / RANKS_FILE
     save_file({"unfiltered": report.ranks_unfiltered, "filtered": report.ranks_filtered}, path)
-    values = {
+    values: dict[str, Any] = {
         "identity": cell.identity,
         "label": cell.label,
+        "dataset": data.counts(),
         "test": report.metrics(),
         "valid": result.valid,
         "trainable_parameters": result.trainable_parameters,
@@ -168,9 +180,29 @@ def _write(cell: Cell, result: TrialResult, seconds: float) -> None:
         "seconds_this_run": seconds,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-        "ranks_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "ranks_sha256": _sha256(path),
     }
+    if result.weights is not None:
+        save_tensors(result.weights.to_tensors(), cell.folder / WEIGHTS_FILE)
+        values["weights_sha256"] = _sha256(cell.folder / WEIGHTS_FILE)
+    if cell.source is not None and (source := read_cell(cell.source)) is not None:
+        values["source"] = {
+            "dataset": source.values["dataset"],
+            "rows": source.values["trained"]["rows"],
+            "seconds": source.values["phases"]["training"]["seconds"],
+        }
     write_whole(cell.folder / CELL_FILE, json.dumps(values, indent=1))  # last: what it names is there
+
+
+def _kept_weights(source: Cell) -> KeptWeights:
+    if read_cell(source) is None:
+        raise CheckpointError(f"the weights that {source.label} starts from are not there; run the comparison again")
+    return KeptWeights.from_tensors(load_tensors(source.folder / WEIGHTS_FILE))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -12,7 +12,17 @@ from peft_bituning.errors import ConfigurationError
 from .plan import Plan
 
 BASED_ON = "based_on"
-INHERITED = ("dataset", "max_users", "model", "model_dtype", "attn_implementation", "output_dir", "seeds", "training")
+INHERITED = (
+    "dataset",
+    "max_users",
+    "source",
+    "model",
+    "model_dtype",
+    "attn_implementation",
+    "output_dir",
+    "seeds",
+    "training",
+)
 SMOKE_USERS = 60
 SMOKE: dict[str, Any] = {
     "stage1_epochs": 1,
@@ -32,7 +42,8 @@ def read_plan(path: Path, changes: dict[str, Any], smoke: bool = False) -> Plan:
     Args:
         path: the YAML file; with `based_on: FILE`, one beside it, it takes data, model, seeds, folder and training
             from there where it does not say them itself.
-        changes: fields to set otherwise; a list of `methods` keeps those rows of the file.
+        changes: fields to set otherwise; a list of `methods` keeps those rows of the file, `source` is the name of its
+            data set alone.
         smoke: run every row for a moment, on few users, to see that all of them run.
 
     Returns:
@@ -54,6 +65,8 @@ def read_plan(path: Path, changes: dict[str, Any], smoke: bool = False) -> Plan:
         if missing:
             raise ConfigurationError(f"--methods must be rows of {path.name}, got {', '.join(missing)}")
         values["methods"] = {name: rows[name] for name in chosen}
+    if "source" in changes:
+        values["source"] = {**(values.get("source") or {}), "dataset": changes.pop("source")}
     if smoke:
         values = _for_a_moment(values)
     return Plan(**{"methods": {}, **values, **changes, "name": path.stem})
@@ -82,6 +95,8 @@ def _for_a_moment(values: dict[str, Any]) -> dict[str, Any]:
     values = deepcopy(values)
     values["training"] = {**(values.get("training") or {}), **SMOKE}
     values["max_users"] = min(values.get("max_users") or SMOKE_USERS, SMOKE_USERS)
+    if values.get("source"):
+        values["source"]["max_users"] = min(values["source"].get("max_users") or SMOKE_USERS, SMOKE_USERS)
     values["seeds"] = list(values.get("seeds") or [0])[:1]
     values["output_dir"] = f"{values.get('output_dir', Plan.output_dir)}-smoke"
     for row in (values.get("methods") or {}).values():

@@ -36,6 +36,11 @@ def row_costs(cells: Sequence[Finished]) -> dict[str, Any]:
     costs["resumed"] = any(each["phases"]["training"].get("resumed", False) for each in values)
     recommenders = [each["details"].get("frozen_recommender") for each in values]
     costs["frozen_recommender"] = recommenders[0]
+    sources = [each["source"] for each in values if "source" in each]
+    costs["source"] = None
+    if sources:
+        costs["source"] = {name: statistics.mean(each[name] for each in sources) for name in ("rows", "seconds")}
+        costs["source"]["dataset"] = sources[0]["dataset"]
     return costs
 
 
@@ -53,13 +58,14 @@ def costs_markdown(rows: dict[str, Any]) -> str:
         "1,000 items, s | peak MB | a user, ms | peak MB |",
         "|" + " --- |" * 11,
     ]
-    notes = []
+    notes, sources = [], []
     for label, row in rows.items():
         costs = row["costs"]
         training, user = costs.get("training"), costs.get("user")
         encoding = costs.get("encoding")
         marks = "*" if costs["frozen_recommender"] else ""
         marks += "†" if costs["resumed"] else ""
+        marks += "‡" if costs["source"] else ""
         cells = [
             f"{label}{marks}",
             f"{costs['trainable_parameters']:,}",
@@ -79,11 +85,20 @@ def costs_markdown(rows: dict[str, Any]) -> str:
             known = costs["frozen_recommender"]
             seconds = "" if known["seconds"] is None else f", trained in {known['seconds']:.1f} s"
             notes.append(f"`{label}`: {known['kind']}, {known['parameters']:,} weights{seconds}")
+        if costs["source"]:
+            sources.append(f"`{label}`: {costs['source']['rows']:,.0f} rows in {costs['source']['seconds']:.1f} s")
     text = "\n".join(lines)
     if notes:
         text += f"\n\n\\* and a frozen recommender, not counted above: {'; '.join(notes)}."
     if any(row["costs"]["resumed"] for row in rows.values()):
         text += "\n\n† a seed was stopped and resumed: its seconds are whole, its peak is the last process's."
+    if sources:
+        data = next(row["costs"]["source"]["dataset"] for row in rows.values() if row["costs"]["source"])
+        text += (
+            f"\n\n‡ and training on the source, not counted above, once for all rows of the same settings: "
+            f"`{data['source']}`, {data['users']:,} users, {data['items']:,} items, {data['events']:,} events; "
+            f"{'; '.join(sources)}."
+        )
     shared = [label for label, row in rows.items() if not row["costs"].get("training", {}).get("own_peak", True)]
     if shared:
         text += "\n\nThis system tells one peak a process: peaks are those of the process so far."

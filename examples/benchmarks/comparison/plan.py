@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from peft_bituning.training import LaserArguments
 from peft_bituning.training.results import data_hash
 
 from .groups import check_bounds
+from .transfer import KEEPS, LINE, SHARE, SOURCE, check_row, check_source, load_source
 
 # What a method may set for itself; everything else of `training` is the same for all of them.
 OWN_TRAINING = (
@@ -31,6 +32,7 @@ OWN_TRAINING = (
 RESERVED = {"seed", "output_dir", "resume", "overwrite_output_dir"}
 PACKAGES = ("peft_bituning", "torch", "transformers", "peft")
 DTYPES = ("float32", "bfloat16", "float16")
+OF_THE_ROW = ("method", "training", SHARE, SOURCE, LINE)  # everything else is the method's own
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Cell:
         settings: its own settings.
         arguments: its run; `output_dir` is the cell's folder.
         identity: everything that decides its result; another identity is another folder.
+        source: the cell on the source data whose weights it starts from.
     """
 
     label: str
@@ -50,6 +53,17 @@ class Cell:
     settings: dict[str, Any]
     arguments: LaserArguments
     identity: dict[str, Any]
+    source: "Cell | None" = None
+
+    @property
+    def share(self) -> float:
+        """The share of the users that it trains on."""
+        return float(self.identity.get(SHARE, 1))
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether it is a cell on the source data, for others to start from."""
+        return KEEPS in self.identity
 
     @property
     def folder(self) -> Path:
@@ -67,7 +81,9 @@ class Plan:
     """A configuration file; its fields are the file's names.
 
     Args:
-        methods: rows of the table; each None or `{method, training: {...}, and the method's own settings}`.
+        methods: rows of the table; each None or `{method, training: {...}, and the method's own settings}`, and
+            `train_fraction`, the share of the users to train on; `source: true`, to start from the source's weights;
+            `line`, the row's line in a picture over the shares.
         name: of the table's files; the configuration file's own.
         question: what the table is to answer, printed above it.
         varies: fields of `training` that the question is about, so that rows may set them for themselves.
@@ -77,6 +93,7 @@ class Plan:
             occur in at most m, apart from the others.
         dataset: as `load_interactions` takes it.
         max_users: a seeded cut of so many users; None is all.
+        source: `{dataset: NAME, max_users: N}`, what rows with `source: true` are trained on first.
         model: the language model of all methods that use one: Hub id, folder or alias.
         model_dtype: type of its weights.
         attn_implementation: passed to transformers.
@@ -96,6 +113,7 @@ class Plan:
     cold_start: dict[str, int] | None = None
     dataset: str = "ml-100k"
     max_users: int | None = None
+    source: dict[str, Any] | None = None
     model: str = "smollm2-135m"
     model_dtype: str = "float32"
     attn_implementation: str | None = None
@@ -122,6 +140,8 @@ class Plan:
             raise ConfigurationError(f"varies must be fields of LaserArguments, got {', '.join(foreign)}")
         if self.cold_start is not None:
             check_bounds(self.cold_start)
+        if self.source is not None:
+            check_source(self.source)
         for label, numbers in self.paper.items():
             if label not in self.methods or len(numbers) != 3:
                 raise ConfigurationError(
@@ -133,7 +153,8 @@ class Plan:
                     f"methods must be among {', '.join(METHODS)}, got {self.method_of(label)!r}; a row of another name "
                     "says `method: NAME`"
                 )
-            self.arguments(label, self.seeds[0], Path("."))
+            arguments = self.arguments(label, self.seeds[0], Path("."))
+            check_row(label, self.row(label), self.registered(label), self.source, arguments.recommender)
 
     def row(self, label: str) -> dict[str, Any]:
         """Return what the file says of a row."""
@@ -164,8 +185,10 @@ class Plan:
             raise ConfigurationError(f"training must be fields of LaserArguments, got {', '.join(unknown)}")
         return LaserArguments(output_dir=str(folder), seed=seed, resume=True, **values)
 
-    def load_data(self) -> Interactions:
-        """Read the histories."""
+    def load_data(self, of_source: bool = False) -> Interactions:
+        """Read the histories, those of the source on demand."""
+        if of_source and self.source is not None:
+            return load_source(self.source)
         data = load_interactions(self.dataset)
         return data if self.max_users is None else data.sample_users(self.max_users, 0)
 
@@ -181,15 +204,27 @@ class Plan:
             data: what `load_data` returned; its hash is part of every cell.
         """
         digest = data_hash(data)
+        starts = any(self.row(label).get(SOURCE) for label in self.methods)
+        source = data_hash(self.load_data(of_source=True)) if starts else None
         return [
-            self._cell(label, seed, digest)
+            self._cell(label, seed, digest, source)
             for label in self.methods
             for seed in (self.seeds if self.registered(label).is_random else self.seeds[:1])
         ]
 
-    def _cell(self, label: str, seed: int, digest: str) -> Cell:
+    def _cell(self, label: str, seed: int, digest: str, source_digest: str | None) -> Cell:
+        """Make a row's cell, and the cell that it starts from; a row that says nothing of either has no key for it."""
+        row = self.row(label)
+        share = float(row.get(SHARE, 1))
+        more: dict[str, Any] = {} if share == 1 else {SHARE: share}
+        if not row.get(SOURCE) or source_digest is None:
+            return self._cell_on(label, seed, digest, more)
+        source = self._cell_on(label, seed, source_digest, {KEEPS: True})
+        return replace(self._cell_on(label, seed, digest, {**more, SOURCE: source.identity}), source=source)
+
+    def _cell_on(self, label: str, seed: int, digest: str, more: dict[str, Any]) -> Cell:
         method = self.registered(label)
-        settings = {name: value for name, value in self.row(label).items() if name not in ("method", "training")}
+        settings = {name: value for name, value in self.row(label).items() if name not in OF_THE_ROW}
         arguments = self.arguments(label, seed, Path("."))
         identity: dict[str, Any] = {
             "method": self.method_of(label),
@@ -198,6 +233,7 @@ class Plan:
             "seed": seed if method.is_random else None,
             "data": digest,
             "versions": {name: version(name) for name in PACKAGES},
+            **more,
         }
         if method.uses_language_model:
             identity["model"] = {**_model_identity(self.model), "dtype": self.model_dtype}

@@ -16,6 +16,7 @@ from .costs import costs_markdown, row_costs
 from .groups import cold_start_groups
 from .plan import Plan
 from .published import PUBLISHED, SPLIT
+from .transfer import LINE
 
 MODES = {"unfiltered": "seen items not filtered", "filtered": "seen items filtered"}
 METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10", "mrr": "MRR"}
@@ -48,6 +49,8 @@ def summarise(plan: Plan, finished: Sequence[Finished], not_run: dict[str, str],
             "is_ours": plan.registered(label).is_ours,
             "is_random": plan.registered(label).is_random,
             "seeds": [each.cell.seed for each in cells],
+            "line": plan.row(label).get(LINE),
+            "train_fraction": cells[0].cell.share,
             **{mode: {name: _over_seeds(cells, mode, name) for name in METRICS} for mode in MODES},
             "valid": {name: _over_seeds(cells, "unfiltered", name, "valid") for name in METRICS}
             if all(each.values["valid"] for each in cells)
