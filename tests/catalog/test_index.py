@@ -63,6 +63,23 @@ def test_chunks_of_items_change_nothing():
     assert torch.allclose(parts[0], whole[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_query_alone_finds_what_it_finds_among_others(dtype: torch.dtype) -> None:
+    """One query goes through numpy: the same sums in another order, so D rounding steps apart at most."""
+    generator = torch.Generator().manual_seed(0)
+    table = functional.normalize(torch.randn(1000, 576, generator=generator), dim=1).to(dtype)
+    queries = torch.randn(9, 576, generator=generator)
+    exclude = [list(range(row, 1000, 7)) for row in range(9)]
+    index = ExactIndex(table, item_chunk_size=300)
+    together = index.search(queries, 20, exclude)
+    exact = functional.normalize(queries.double(), dim=1) @ functional.normalize(table.double(), dim=1).T
+    for row in range(9):
+        scores, indices = index.search(queries[row : row + 1], 20, [exclude[row]])
+        assert torch.equal(indices[0], together[1][row])
+        bound = 576 * torch.finfo(torch.float32).eps
+        torch.testing.assert_close(scores[0].double(), exact[row, indices[0]], atol=bound, rtol=0)
+
+
 def test_no_more_scores_than_a_chunk_are_held(monkeypatch):
     widths = []
     score = ExactIndex._score

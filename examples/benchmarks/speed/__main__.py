@@ -12,6 +12,7 @@ import argparse
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy multiplies a single query
 
 import encode
 import limit
