@@ -3,7 +3,8 @@
 from .answers import Answer, AnswerReport, TitleAnswers, read_answer
 from .candidate_prompts import LETTERS, TITLES, CandidatePrompts, ChoiceTemplate, normalised
 from .candidate_sets import CandidateSet, Retriever, draw_candidates
-from .candidate_training import CandidateTask, CandidateTraining, KeptEpoch
+from .candidate_task import CandidateTask
+from .candidate_training import CandidateTraining, KeptEpoch
 from .letters import LetterModel, letter_tokens
 from .reranking import Reranker, reranked_scores
 

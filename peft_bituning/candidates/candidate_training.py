@@ -5,13 +5,13 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
@@ -32,27 +32,9 @@ from ..training.sharding import average_gradients, prepare_model
 from ..training.stage_result import Weights
 from ..training.state import RunningMeans, TrainingState
 from .candidate_sets import CandidateSet
+from .candidate_task import CandidateTask
 
 logger = logging.getLogger(__name__)
-
-
-class CandidateTask(Protocol):
-    """What is trained: rows, their loss, and what an epoch is chosen by."""
-
-    def rows(self, epoch: int) -> list[CandidateSet]:
-        """Return the training rows of an epoch, from 0."""
-
-    def length(self, row: CandidateSet) -> int:
-        """Return the tokens of a row."""
-
-    def weight(self, row: CandidateSet) -> int:
-        """Return what a row counts in the mean loss of an update."""
-
-    def loss(self, model: nn.Module, rows: Sequence[CandidateSet]) -> Tensor:
-        """Return the sum of the rows' losses, each times its weight; the model is as accelerate prepared it."""
-
-    def validate(self, description: str) -> tuple[float, dict[str, Any]]:
-        """Return the number an epoch is chosen by, greater is better, and what else was measured."""
 
 
 @dataclass(frozen=True)

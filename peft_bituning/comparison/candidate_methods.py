@@ -46,7 +46,7 @@ ARGUMENTS = (
 )
 
 
-@register_method("llamarec", uses_language_model=True, arguments=ARGUMENTS)
+@register_method("llamarec", uses_language_model=True, arguments=ARGUMENTS, takes_share=True)
 def run_llamarec(trial: Trial) -> TrialResult:
     """Retrieve with the frozen recommender of the seed, and rank the best again by a LoRA-tuned language model.
 
@@ -103,6 +103,8 @@ def _run(trial: Trial) -> TrialResult:
         "adapter": adapter,
         "candidates": {"number": size, "trained_on": trained_on},
     }
+    if trial.drawn is not None:
+        identity["training_users"] = trial.drawn
     store = CheckpointStore(trial.folder / CHECKPOINTS, arguments.save_total_limit)
     training = CandidateTraining(accelerator, model, reranker, arguments, store, to_json(identity))
     training.read_checkpoint()
