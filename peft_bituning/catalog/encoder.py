@@ -20,6 +20,8 @@ from .table_shards import TableShards
 
 logger = logging.getLogger(__name__)
 
+CPU_TOKENS = 768  # text tokens a pass and thread: what a longer one holds is given back to the system and fetched anew
+
 
 class HistoryEncoder:
     """Encodes users and items; an item is a one-item history (paper Section 3.1.1).
@@ -29,7 +31,8 @@ class HistoryEncoder:
         collator: renders and pads histories.
         recommender: the frozen ID recommender that gives `C_u`; None where the prefix encoder needs none.
         device: where the model is.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass at most; one process on a CPU takes fewer where they have prefixes of their own
+            (a recommender is given) and more than 768 tokens of text a thread, padding among them.
         max_collaborative_states: the prefix encoder reads the recommender's states of so many newest items, each of
             them made from the whole history; None is all of them.
 
@@ -130,9 +133,8 @@ class HistoryEncoder:
         """
         was_training = self.model.training
         self.model.eval()
-        order = sorted(range(len(histories)), key=lambda row: (-self.collator.length(histories[row], kind), row))
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         world, rank = _processes() if distributed else (1, 0)
+        batches = self._passes([self.collator.length(history, kind) for history in histories], world)
         mine = batches[rank::world]
         idle = -(-len(batches) // world) - len(mine) if hasattr(self.model, "unshard") else 0
         result: Tensor | None = None
@@ -167,6 +169,19 @@ class HistoryEncoder:
                 "a half-precision base model can overflow: load it in bfloat16 or float32"
             )
         return result
+
+    def _passes(self, lengths: list[int], world: int) -> list[list[int]]:
+        """Cut rows of so many text tokens into forward passes, the longest first; the same on every process."""
+        limit = float("inf")  # rows that share their start had better stay together, and threads may differ by process
+        if self.device.type == "cpu" and self.recommender is not None and world == 1:
+            limit = CPU_TOKENS * torch.get_num_threads()
+        passes: list[list[int]] = []
+        for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+            size = len(passes[-1]) if passes else self.batch_size
+            if size == self.batch_size or (size + 1) * lengths[passes[-1][0]] > limit:
+                passes.append([])
+            passes[-1].append(row)
+        return passes
 
     def encode_items(self, num_items: int, first: int = 0, distributed: bool = False, progress: bool = False) -> Tensor:
         """Encode catalog items as one-item histories.

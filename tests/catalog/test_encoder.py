@@ -41,6 +41,32 @@ def test_embeddings_depend_neither_on_batch_nor_on_order(encoder, alone, order: 
     assert found.numpy() == pytest.approx(alone[order], abs=1e-5)
 
 
+def test_a_cpu_takes_few_tokens_a_pass(encoder, alone, monkeypatch) -> None:
+    """Rows do not see each other: what a pass holds changes nothing but the order of sums, as in the test above."""
+    shapes: list[tuple[int, int]] = []
+    forward = HistoryEncoder.forward
+
+    def counted(self: HistoryEncoder, *rest: Any) -> Any:
+        output, batch = forward(self, *rest)
+        shapes.append((batch.input_ids.shape[0], batch.input_ids.shape[1]))
+        return output, batch
+
+    monkeypatch.setattr(HistoryEncoder, "forward", counted)
+    longest = max(encoder.collator.length(history) for history in HISTORIES)
+    limit = 2 * longest
+    monkeypatch.setattr("peft_bituning.catalog.encoder.CPU_TOKENS", limit / torch.get_num_threads())
+    some = HistoryEncoder(encoder.model, encoder.collator, encoder.recommender, encoder.device, batch_size=4)
+    assert some.encode(HISTORIES).numpy() == pytest.approx(alone, abs=1e-5)
+    assert shapes[0] == (2, longest) and sum(rows for rows, _ in shapes) == len(HISTORIES)
+    assert all(rows <= 4 and (rows == 1 or rows * width <= limit) for rows, width in shapes)
+    monkeypatch.setattr("peft_bituning.catalog.encoder.CPU_TOKENS", 0)
+    shapes.clear()
+    assert some.encode(HISTORIES).numpy() == pytest.approx(alone, abs=1e-5)
+    assert [rows for rows, _ in shapes] == [1] * len(HISTORIES)  # a row that is too long alone is run all the same
+    some.recommender = None  # nothing else is to be read off then: rows share their start
+    assert [len(rows) for rows in some._passes([9] * 6, world=1)] == [4, 2]
+
+
 def test_a_single_process_may_ask_for_sharing(encoder, alone) -> None:
     assert encoder.encode(HISTORIES, distributed=True).numpy() == pytest.approx(alone, abs=1e-5)
 
