@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import ConfigurationError
 from ..evaluation import evaluate_ranking, history_scorer
 from ..evaluation.evaluator import HistoryRecommender
+from ..matmul import fast_cpu_matmul
 from ..recommenders import (
     FitReport,
     IDRecommender,
@@ -159,7 +160,7 @@ def run_ssna(trial: Trial) -> TrialResult:
 
     settings = trial.only("fit", "model")
     meter = Meter(trial.device)
-    with meter.phase("training"):
+    with meter.phase("training"), fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
         model, report = fit_ssna(
             trial.data,
             trial.load_base(),
@@ -185,16 +186,17 @@ def _text_vectors(trial: Trial) -> torch.Tensor:
 
     base = trial.load_base()
     name = _digest([base.name, base.fingerprint(), data_hash(trial.data)])
-    states = cache_item_states(
-        base,
-        trial.data.items,
-        trial.shared / f"states-{name}",
-        num_layers=1,
-        pooling="mean",
-        batch_size=trial.arguments.per_device_eval_batch_size,
-        overwrite=True,
-        progress=not trial.arguments.disable_tqdm,
-    )
+    with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
+        states = cache_item_states(
+            base,
+            trial.data.items,
+            trial.shared / f"states-{name}",
+            num_layers=1,
+            pooling="mean",
+            batch_size=trial.arguments.per_device_eval_batch_size,
+            overwrite=True,
+            progress=not trial.arguments.disable_tqdm,
+        )
     return states.values[:, -1].float()
 
 
