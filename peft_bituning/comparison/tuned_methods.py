@@ -110,6 +110,7 @@ def _run(trial: Trial) -> TrialResult:
         device,
         arguments.per_device_eval_batch_size,
         arguments.max_collaborative_states,
+        arguments.item_collaborative,
     )
     adapter = adapter_config(model)
     identity = {
@@ -131,7 +132,8 @@ def _run(trial: Trial) -> TrialResult:
     training.keeps_item_weights = trial.keeps_weights
     if trial.start is not None:
         training.set_weights(trial.start.users)
-    training.read_checkpoint()
+    if trial.is_trained:
+        training.read_checkpoint()
     resumed = training.is_resumed
     with meter.phase("training"):
         if trial.start is None or trial.is_trained:
@@ -195,7 +197,7 @@ def _method(name: str) -> Method:
     # by name, not all of them: what only the recommender's readers read is no reason to train the others again
     deciding = set(LaserArguments().trajectory()) - {"seed"}
     if not TUNERS[name].reads_recommender:
-        deciding -= {"recommender", "recommender_epochs", "max_collaborative_states"}
+        deciding -= {"recommender", "recommender_epochs", "max_collaborative_states", "item_collaborative"}
     is_ours = TUNERS[name].config_class is BiTuningConfig
     return Method(
         run_tuned,

@@ -73,7 +73,7 @@ def _lines(rows: dict[str, Any]) -> "Figure":
         for label, row in rows.items():
             if not row["line"]:
                 axis.axhline(row["unfiltered"][name]["mean"], color="#777777", linestyle="--", linewidth=1, label=label)
-        axis.set(title=METRICS[name], xlabel="training users", ylim=(0, None))
+        axis.set(title=METRICS[name], xlabel="training users; seen items not filtered", ylim=(0, None))
         axis.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
