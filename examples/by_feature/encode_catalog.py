@@ -70,6 +70,7 @@ def encoder_of(recommender: LaserRecommender, catalog: ItemCatalog, batch_size: 
         recommender.device,
         batch_size,
         recommender.encoder.max_collaborative_states,
+        recommender.encoder.item_collaborative,
     )
 
 

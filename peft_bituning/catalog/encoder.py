@@ -20,6 +20,8 @@ from .table_shards import TableShards
 
 logger = logging.getLogger(__name__)
 
+ITEM_COLLABORATIVE = ("history", "embedding")
+
 CPU_TOKENS = 768  # text tokens a pass and thread: what a longer one holds is given back to the system and fetched anew
 
 
@@ -35,9 +37,11 @@ class HistoryEncoder:
             (a recommender is given) and more than 768 tokens of text a thread, padding among them.
         max_collaborative_states: the prefix encoder reads the recommender's states of so many newest items, each of
             them made from the whole history; None is all of them.
+        item_collaborative: what the prefix encoder reads of an item: `history`, the recommender's state of a history
+            of it alone (paper Section 3.1.1), or `embedding`, the vector that the recommender scores it by.
 
     Raises:
-        ConfigurationError: a batch size below 1.
+        ConfigurationError: a batch size below 1, or another `item_collaborative`.
     """
 
     def __init__(
@@ -48,15 +52,21 @@ class HistoryEncoder:
         device: torch.device,
         batch_size: int = 32,
         max_collaborative_states: int | None = None,
+        item_collaborative: str = "history",
     ) -> None:
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be >= 1, got {batch_size!r}")
+        if item_collaborative not in ITEM_COLLABORATIVE:
+            raise ConfigurationError(
+                f"item_collaborative must be one of {', '.join(ITEM_COLLABORATIVE)}, got {item_collaborative!r}"
+            )
         self.model = model
         self.collator = collator
         self.recommender = recommender
         self.device = device
         self.batch_size = batch_size
         self.max_collaborative_states = max_collaborative_states
+        self.item_collaborative = item_collaborative
 
     def forward(
         self,
@@ -97,7 +107,9 @@ class HistoryEncoder:
         batch = self.collator(histories, kind, collaborative_histories).to(self.device)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self.recommender is not None:
-            embeds = self.recommender.encode(batch.item_indices, batch.item_mask)
+            by_embedding = kind == "item" and self.item_collaborative == "embedding"
+            encode = self.recommender.encode_items if by_embedding else self.recommender.encode
+            embeds = encode(batch.item_indices, batch.item_mask)
             mask = self.recommender.encoded_mask(batch.item_indices, batch.item_mask)
             if self.max_collaborative_states is not None:
                 newer = mask.flip(1).cumsum(1).flip(1)  # real items from here to the newest [B, N]

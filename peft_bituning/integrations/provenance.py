@@ -45,6 +45,7 @@ def made_by(recommender: LaserRecommender) -> dict[str, Any]:
         "max_item_tokens": settings.max_item_tokens,
         "max_collaborative_items": settings.max_collaborative_items,
         "max_collaborative_states": settings.max_collaborative_states,
+        "item_collaborative": settings.item_collaborative,
     }
 
 

@@ -19,17 +19,19 @@ from ..errors import ArtifactError, InputError
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+MEASURED_ITEMS = 4096
 
 
 class IDRecommender(nn.Module):
     """A recommender that knows items by their catalog index only.
 
     A subclass names its kind in `recommender_type` and gives `num_items`, `embedding_dim`, `max_length`,
-    `_encode_packed`, `scores`, `essentials`, `save_pretrained` and `from_pretrained`; the layout of a history (padding
-    side, holes, new items, length) is handled here, so that it can make no difference to the result.
+    `item_weights`, `_encode_packed`, `scores`, `essentials`, `save_pretrained` and `from_pretrained`; the layout of a
+    history (padding side, holes, new items, length) is handled here, so that it can make no difference to the result.
     """
 
     recommender_type: str = ""
+    _scale: float | None = None
     # Writes `config.json` and `model.safetensors`; only declared, so that `PreTrainedModel`'s own is not hidden.
     save_pretrained: Any
 
@@ -46,6 +48,11 @@ class IDRecommender(nn.Module):
     @property
     def max_length(self) -> int:
         """Longest history used; of a longer one the last `max_length` items count."""
+        raise NotImplementedError
+
+    @property
+    def item_weights(self) -> Tensor:
+        """Vectors that items are scored by `[I, C]`."""
         raise NotImplementedError
 
     def essentials(self) -> dict[str, Any]:
@@ -128,6 +135,40 @@ class IDRecommender(nn.Module):
                 f"first in rows {bad[:5].tolist()}; check the weights of the {self.recommender_type} recommender"
             )
         return states
+
+    @torch.no_grad()
+    def encode_items(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Return the vector that each item is scored by, whatever stands around it.
+
+        `v_i = s w_i` over `item_weights` w, with one s for all, so that vectors are on average as long as the states
+        of one-item histories are. A state tells what follows a history, w_i tells what item i itself is.
+
+        Args:
+            item_indices: `[B, N]` catalog indices.
+            mask: `[B, N]`, true or 1 at real items.
+
+        Returns:
+            `[B, N, C]` float32 in the caller's layout, zeros where `encoded_mask` gives no state.
+
+        Raises:
+            InputError: As `encode`.
+        """
+        encoded = self.encoded_mask(item_indices, mask)
+        vectors = torch.zeros(*item_indices.shape, self.embedding_dim, device=item_indices.device)
+        if encoded.any():
+            vectors[encoded] = self._item_scale() * self.item_weights[item_indices[encoded]].float()
+        return vectors
+
+    def _item_scale(self) -> float:
+        """Return s, from items all over the catalog; remembered, as the weights are frozen."""
+        if self._scale is None:
+            weights = self.item_weights
+            step = -(-self.num_items // MEASURED_ITEMS)
+            items = torch.arange(0, self.num_items, step, device=weights.device)[:, None]
+            states = self.encode(items, torch.ones_like(items))
+            length = float(weights[items[:, 0]].float().norm(dim=-1).mean())
+            self._scale = float(states.norm(dim=-1).mean()) / max(length, torch.finfo(torch.float32).tiny)
+        return self._scale
 
     def content_hash(self) -> str:
         """Return the sha256 (hex) over the essential settings and every tensor's name, shape, type and bytes."""

@@ -59,6 +59,11 @@ class Precomputed(IDRecommender):
         return self.embeddings.shape[1]
 
     @property
+    def item_weights(self) -> Tensor:
+        """The embeddings [I, C]."""
+        return self.embeddings
+
+    @property
     def max_length(self) -> int:
         """Longest history used."""
         return self._max_length

@@ -48,6 +48,7 @@ class LaserSettings:
         table_checksum: sha256 of the item table.
         results: metrics and counts for the model card.
         version: version of this package.
+        item_collaborative: what the prefix reads of an item, see `HistoryEncoder`.
         format_version: version of this file's layout.
     """
 
@@ -61,6 +62,7 @@ class LaserSettings:
     table_checksum: str
     results: dict[str, Any]
     version: str
+    item_collaborative: str = "history"
     format_version: int = FORMAT_VERSION
 
 
@@ -152,8 +154,8 @@ def item_identity(folder: Path) -> dict[str, Any]:
         folder: what `write_folder` wrote.
 
     Returns:
-        JSON values: the language model's name and configuration, limits of a prompt, and the sha256 of the adapter
-        `items`, the ID recommender, the template and the catalog.
+        JSON values: the language model's name and configuration, limits of a prompt, what the prefix reads of an item,
+        and the sha256 of the adapter `items`, the ID recommender, the template and the catalog.
 
     Raises:
         ArtifactError: a file is missing, changed or damaged.
@@ -169,6 +171,7 @@ def item_identity(folder: Path) -> dict[str, Any]:
         "max_length": settings.max_length,
         "max_item_tokens": settings.max_item_tokens,
         "recommender": settings.recommender_hash,
+        "item_collaborative": settings.item_collaborative,
         **{name: digests[name] for name in files},
     }
 

@@ -83,6 +83,7 @@ class LaserRecommender:
             self.recommender,
             self.device,
             max_collaborative_states=settings.max_collaborative_states,
+            item_collaborative=settings.item_collaborative,
         )
         self.index = self._make_index(self.table.embeddings)
 

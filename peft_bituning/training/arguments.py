@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..catalog.encoder import ITEM_COLLABORATIVE
 from ..errors import ConfigurationError
 
 CUTS = ("every_cut", "random_cut", "last_cut")
@@ -90,6 +91,13 @@ class LaserArguments:
         default=None,
         metadata={"help": "Newest items of a history whose collaborative embeddings the prefix reads; None is all."},
     )
+    item_collaborative: str = field(
+        default="history",
+        metadata={
+            "help": "What the prefix reads of an item: history, the recommender's state after that item alone, as in "
+            "the paper; or embedding, the vector that the recommender scores it by."
+        },
+    )
     recommender_epochs: int | None = field(default=None, metadata={"help": "Its epochs at most; None is its own."})
     mixed_precision: str | None = field(
         default=None, metadata={"help": "no, bf16 or fp16; None leaves it to accelerate's configuration."}
@@ -129,6 +137,10 @@ class LaserArguments:
             raise ConfigurationError(f"weight_decay must be >= 0, got {self.weight_decay!r}")
         if self.cuts not in CUTS:
             raise ConfigurationError(f"cuts must be one of {', '.join(CUTS)}, got {self.cuts!r}")
+        if self.item_collaborative not in ITEM_COLLABORATIVE:
+            raise ConfigurationError(
+                f"item_collaborative must be one of {', '.join(ITEM_COLLABORATIVE)}, got {self.item_collaborative!r}"
+            )
         if self.mixed_precision not in (None, "no", "bf16", "fp16"):
             raise ConfigurationError(f"mixed_precision must be no, bf16, fp16 or None, got {self.mixed_precision!r}")
         if self.resume and self.overwrite_output_dir:

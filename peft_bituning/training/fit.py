@@ -179,8 +179,15 @@ class _Run:
         collator = HistoryCollator(prompts, pad_token_id(base.tokenizer), known.max_length if known else 1)
         needed = known if cast(BiTuningModel, model.base_model).prefix_encoder.needs_collaborative else None
         device = self.accelerator.device
-        batch_size, newest = self.arguments.per_device_eval_batch_size, self.arguments.max_collaborative_states
-        encoder = HistoryEncoder(model.to(device), collator, needed, device, batch_size, newest)
+        encoder = HistoryEncoder(
+            model.to(device),
+            collator,
+            needed,
+            device,
+            self.arguments.per_device_eval_batch_size,
+            self.arguments.max_collaborative_states,
+            self.arguments.item_collaborative,
+        )
         return _Parts(data, split, known, base, model, prompts, encoder)
 
     def _recommender(self, given: IDRecommender | None, data: Interactions, split: LeaveOneOut) -> IDRecommender | None:
@@ -304,6 +311,7 @@ class _Run:
             max_item_tokens=parts.prompts.max_item_tokens,
             max_collaborative_items=encoder.collator.max_items,
             max_collaborative_states=encoder.max_collaborative_states,
+            item_collaborative=encoder.item_collaborative,
             recommender_hash=None if encoder.recommender is None else encoder.recommender.content_hash(),
             table_checksum=kept.item_side.table.checksum(),
             results={key: value for key, value in results.items() if key != "log_history"},

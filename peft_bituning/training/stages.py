@@ -291,6 +291,7 @@ class TwoStageTraining:
             self.accelerator.device,
             self.encoder.batch_size,
             self.encoder.max_collaborative_states,
+            self.encoder.item_collaborative,
         )
         self._loop = UpdateLoop(
             self.accelerator,

@@ -114,6 +114,19 @@ def test_items_are_one_item_histories(encoder) -> None:
     assert torch.equal(found, expected)
 
 
+def test_items_by_what_they_are_scored_by(encoder, alone) -> None:
+    """`embedding` changes what the prefix reads of items, and of items alone."""
+    made = (encoder.model, encoder.collator, encoder.recommender, encoder.device)
+    other = HistoryEncoder(*made, item_collaborative="embedding")
+    inputs, batch = other.inputs([[3], [4]], "item")
+    vectors = encoder.recommender.encode_items(batch.item_indices, batch.item_mask)
+    assert torch.equal(inputs["collaborative_embeds"], vectors)
+    assert float((other.encode_items(4, first=3) - encoder.encode_items(4, first=3)).norm(dim=1).min()) > 1e-3
+    torch.testing.assert_close(other.encode(HISTORIES).numpy(), alone, atol=1e-5, rtol=0)
+    with pytest.raises(ConfigurationError, match="item_collaborative must be one of history, embedding, got 'state'"):
+        HistoryEncoder(*made, item_collaborative="state")
+
+
 def test_a_batch_has_rows(encoder) -> None:
     with pytest.raises(ConfigurationError, match="batch_size must be >= 1, got 0"):
         HistoryEncoder(encoder.model, encoder.collator, None, encoder.device, batch_size=0)

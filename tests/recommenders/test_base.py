@@ -107,6 +107,24 @@ def test_rows_without_any_item(kind):
 
 
 @kinds
+def test_items_by_what_they_are_scored_by(kind):
+    """The item's own weights times one number, as long on average as states; masked and new items are zero."""
+    model = MODELS[kind]
+    item_indices = torch.tensor([[3, 1, 3, 99], [7, 0, 2, 5]])
+    mask = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1]])
+    vectors = model.encode_items(item_indices, mask)
+    states = model.encode(torch.arange(NUM_ITEMS)[:, None], torch.ones(NUM_ITEMS, 1))
+    weights = model.item_weights.detach()
+    scale = states.norm(dim=-1).mean() / weights.norm(dim=-1).mean()
+    expected = torch.zeros(2, 4, 8)
+    for row, column in [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)]:
+        expected[row, column] = scale * weights[item_indices[row, column]]
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-5)
+    assert not vectors.requires_grad and vectors.dtype == torch.float32
+    assert not model.encode_items(torch.tensor([[99]]), torch.ones(1, 1)).any()
+
+
+@kinds
 def test_bad_shapes_and_types_are_named(kind):
     model = MODELS[kind]
     for call in (model.encode, model.scores):

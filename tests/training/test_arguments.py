@@ -34,6 +34,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("warmup_ratio", 1.0, r"in \[0, 1\)"),
     ("weight_decay", -0.1, ">= 0"),
     ("cuts", "first_cut", "one of every_cut, random_cut, last_cut"),
+    ("item_collaborative", "state", "one of history, embedding"),
     ("mixed_precision", "int8", "no, bf16, fp16 or None"),
 ]
 

@@ -279,6 +279,17 @@ def test_saved_recommender_by_its_folder(train: Train, trained: Any, tmp_path: P
     assert theirs.content_hash() == ours.content_hash()
 
 
+def test_items_by_what_the_recommender_scores_them_by(train: Train, trained: Any, tmp_path: Path) -> None:
+    """The setting is kept with the folder: loaded again, the items adapter still speaks the table's language."""
+    known = str(trained.folder / "recommender")
+    made = train(data=trained.data, known=None, recommender=known, item_collaborative="embedding")
+    loaded = LaserRecommender.from_pretrained(tmp_path / "output", base_model=trained.base_folder)
+    for recommender in (made, loaded):
+        encoded = torch.from_numpy(recommender.encode_items(normalize_embeddings=True))
+        torch.testing.assert_close(encoded, recommender.table.embeddings, atol=1e-5, rtol=0)
+        assert recommender.encoder.item_collaborative == "embedding"
+
+
 def test_template_from_a_file(train: Train, tmp_path: Path) -> None:
     template = replace(PRESETS["no_instruction"], instruction="Bought so far:")
     (tmp_path / "own.json").write_text(template.to_json())

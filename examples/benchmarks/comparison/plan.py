@@ -26,6 +26,7 @@ OWN_TRAINING = (
     "weight_decay",
     "warmup_ratio",
     "max_collaborative_states",
+    "item_collaborative",
     "prefix_text",
     "suffix_text",
 )
