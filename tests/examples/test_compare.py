@@ -1,5 +1,6 @@
 """compare.py end to end: killed, resumed, changed; its table against numpy."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -90,8 +91,19 @@ def resumed(config: Path, out: Path) -> dict[str, Any]:
     while not list(out.glob("cells/laser/seed-0-*/checkpoints/step-*/complete.json")):
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.005)
-    os.killpg(first.pid, signal.SIGKILL)
+    first.kill()  # it alone: the cell's process must end by itself
     assert first.wait() == -signal.SIGKILL
+    (lock,) = out.glob("cells/laser/seed-0-*/lock")
+    with lock.open() as held:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        else:
+            os.killpg(first.pid, signal.SIGKILL)
+            pytest.fail("the cell's process outlived the one that started it")
     at_kill = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/*/cell.json")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

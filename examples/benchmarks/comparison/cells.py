@@ -152,11 +152,12 @@ def run_cell(plan: Plan, cell: Cell, data: Interactions) -> None:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it does: nobody would look after it, and a second run may follow."""
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()  # not `os.getppid()`, which is the server that forked it
+    if parent is None:
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
+        parent.join()
         os._exit(137)
 
     threading.Thread(target=watch, daemon=True).start()
