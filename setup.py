@@ -16,6 +16,7 @@ TEST = [
     "bitsandbytes>=0.50,<0.51",
     "pytest>=8",
     "pytest-timeout",
+    "pytest-xdist",
     "hypothesis",
     "ranx",
     "scipy",
