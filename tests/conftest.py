@@ -1,7 +1,7 @@
 """A language model, purchase histories and a trained recommender, all of them tiny and real."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,15 @@ class Trained:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that writes docs/architectures.md."""
     parser.addoption("--architectures-table", metavar="PATH", help="write the table of architectures x checks here")
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads_afterwards() -> Iterator[None]:
+    """Take back the number of threads, which scripts set: it moves the last bits of everything that comes after."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -49,14 +49,10 @@ def test_a_state_made_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cores_of_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    try:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-        use_all_cores()
-        assert torch.get_num_threads() == cores
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * cores))
-        use_all_cores()
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    use_all_cores()
+    assert torch.get_num_threads() == cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * cores))
+    use_all_cores()
+    assert torch.get_num_threads() == 1
