@@ -32,7 +32,7 @@ def main() -> None:
         "benchmarks", nargs="*", metavar="|".join(BENCHMARKS), help="which ones; none is all but memory"
     )
     parser.add_argument("--rounds", type=int, default=2, help="how often each way is timed")
-    parser.add_argument("--items", type=int, default=24, help="titles that encode takes")
+    parser.add_argument("--items", type=int, default=12, help="titles that encode takes")
     parser.add_argument("--steps", action="store_true", help="also time what lies between textbook and ours")
     parser.add_argument(
         "--table_items",
