@@ -18,7 +18,7 @@ from ..training.results import data_hash, to_json
 from ..training.sharding import check_launcher
 from ..tuners.bituning.backbone import max_positions
 from ..tuners.pooling import PooledModel
-from .id_methods import frozen_recommender
+from .id_methods import frozen_recommender, recommender_details
 from .measuring import Meter
 from .trial import Trial
 from .tuned import TUNERS, adapter_bytes, adapter_config, build_tuned, num_trainable
@@ -150,12 +150,6 @@ def _run(trial: Trial, num_candidates: int, candidate_seed: int, max_test_users:
             "epochs": state.epochs,
             "adapter": adapter,
             "candidates": {**candidates, "titles_cut": prompts.titles_cut},
-            "frozen_recommender": None
-            if known is None
-            else {
-                "kind": known.recommender_type,
-                "parameters": sum(value.numel() for value in known.parameters()),
-                "seconds": known_seconds,
-            },
+            "frozen_recommender": None if known is None else recommender_details(known, known_seconds),
         },
     )

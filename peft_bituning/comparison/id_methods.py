@@ -69,6 +69,17 @@ def frozen_recommender(
     return recommender, float(json.loads(seconds_file.read_text())["seconds"])
 
 
+def recommender_details(known: IDRecommender, seconds: float | None) -> dict[str, Any]:
+    """Describe a frozen recommender beside the costs of a trial that reads it.
+
+    Args:
+        known: the recommender.
+        seconds: how long it was trained; None for a saved one.
+    """
+    parameters = sum(value.numel() for value in known.parameters())
+    return {"kind": known.recommender_type, "parameters": parameters, "seconds": seconds}
+
+
 @register_method("popularity", is_random=False)
 def run_popularity(trial: Trial) -> TrialResult:
     """Count, over training and validation events as nothing is chosen on validation."""

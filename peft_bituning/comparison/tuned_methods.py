@@ -27,7 +27,7 @@ from ..training.ranking import rank_users
 from ..training.results import data_hash, to_json
 from ..training.sharding import check_launcher
 from ..tuners.bituning import BiTuningConfig
-from .id_methods import frozen_recommender
+from .id_methods import frozen_recommender, recommender_details
 from .kept_weights import KeptWeights
 from .measuring import Meter, time_users
 from .trial import METHODS, Method, Trial, TrialResult
@@ -167,11 +167,7 @@ def _run(trial: Trial) -> TrialResult:
             "prompts": {"twins": prompts.twin_count},
             "frozen_recommender": None
             if known is None or isinstance(known, NothingKnown)
-            else {
-                "kind": known.recommender_type,
-                "parameters": sum(value.numel() for value in known.parameters()),
-                "seconds": known_seconds,
-            },
+            else recommender_details(known, known_seconds),
         },
         KeptWeights(kept.user_weights, kept.item_side.weights) if trial.keeps_weights else None,
     )

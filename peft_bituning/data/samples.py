@@ -62,7 +62,7 @@ class LeaveOneOut:
             ConfigurationError: The share is not from 0 to 1.
         """
         if not 0 <= share <= 1:
-            raise ConfigurationError(f"share must be from 0 to 1, got {share!r}.")
+            raise ConfigurationError(f"share must be from 0 to 1, got {share!r}")
         if share == 1:
             return self
         users = [user for user in range(len(self._histories)) if len(self._training_part(user)) >= 2]

@@ -262,6 +262,14 @@ def test_a_question_lets_its_rows_vary(config: Path) -> None:
     assert plan.arguments("laser", 0, Path(".")).stage2_epochs == 1
 
 
+def test_rows_are_chosen_with_what_the_file_says_of_them() -> None:
+    """Of the others neither the paper's numbers nor the baseline are asked for."""
+    path = BENCHMARKS / "compare" / "table4_parts.yaml"
+    plan = read_plan(path, {"methods": ["w/o MoE"]})
+    assert (list(plan.methods), list(plan.paper), plan.baseline) == (["w/o MoE"], ["w/o MoE"], None)
+    assert read_plan(path, {"methods": ["laser", "w/o MoE"]}).baseline == "laser"
+
+
 def test_a_moment_of_every_row(config: Path) -> None:
     plan = read_plan(config, {}, smoke=True)
     arguments = plan.arguments("laser", 0, Path("."))
