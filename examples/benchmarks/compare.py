@@ -66,10 +66,12 @@ def main(argv: list[str]) -> int:
             continue
         print(f"[{number}/{len(cells)}] {where}", flush=True)
         reason = None
-        if cell.source is not None and read_cell(cell.source) is None:
-            print(f"[{number}/{len(cells)}] {where}: first on the source", flush=True)
-            reason = run_in_child(plan, cell.source)
-        reason = run_in_child(plan, cell) if reason is None else f"on the source: {reason}"
+        if cell.first is not None and read_cell(cell.first) is None:
+            first = "on the source" if cell.source is not None else cell.first.label
+            print(f"[{number}/{len(cells)}] {where}: first {first}", flush=True)
+            reason = run_in_child(plan, cell.first)
+            reason = reason and f"{first}: {reason}"
+        reason = reason or run_in_child(plan, cell)
         if reason is not None:
             failed[where] = reason
             print(f"[{number}/{len(cells)}] {where} failed: {reason}", flush=True)

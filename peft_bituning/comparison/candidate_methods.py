@@ -15,7 +15,7 @@ from ..training.results import data_hash, to_json
 from ..training.sharding import check_launcher
 from ..tuners.bituning.backbone import max_positions
 from ..tuners.pooling import PooledModel
-from .id_methods import frozen_recommender, recommender_details
+from .frozen_recommenders import frozen_recommender, recommender_details
 from .measuring import Meter, time_users
 from .trial import Trial, TrialResult, register_method
 from .tuned import adapter_bytes, adapter_config, build_tuned, num_trainable

@@ -1,83 +1,19 @@
 """The methods that tune no language model: counting, sequence models over ids, models over frozen text states."""
 
-import hashlib
-import json
-import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..errors import ConfigurationError
 from ..evaluation import evaluate_ranking, history_scorer
 from ..evaluation.evaluator import HistoryRecommender
 from ..matmul import fast_cpu_matmul
-from ..recommenders import (
-    FitReport,
-    IDRecommender,
-    ItemKNN,
-    Popularity,
-    default_fit_arguments,
-    fit_recommender,
-)
-from ..training.arguments import RECOMMENDERS
-from ..training.frozen import provide_recommender
-from ..training.results import data_hash, write_whole
+from ..recommenders import FitReport, ItemKNN, Popularity
+from .frozen_recommenders import fit_over_texts, frozen_recommender, text_vectors
 from .measuring import Meter, time_users
 from .trial import Trial, TrialResult, register_method
-
-
-def frozen_recommender(
-    trial: Trial, kind: str, accelerator: Accelerator, epochs: int | None = None
-) -> tuple[IDRecommender, float | None]:
-    """Return the ID recommender of a trial's seed; trials of one seed share one, whichever comes first trains it.
-
-    Args:
-        trial: gives data, split, seed and the shared folder.
-        kind: `sasrec`, `bert4rec`, or the folder of a saved one.
-        accelerator: where it is trained.
-        epochs: at most; None is `arguments.recommender_epochs`.
-
-    Returns:
-        The recommender on the CPU, and the seconds it was trained for, None for a saved one.
-
-    Raises:
-        ConfigurationError: `none`, or neither a known kind nor a folder.
-    """
-    if kind == "none":
-        raise ConfigurationError(f"recommender must name one for {trial.method}, which reads its states, got 'none'")
-    arguments = trial.arguments
-    epochs = arguments.recommender_epochs if epochs is None else epochs
-    arguments = replace(arguments, recommender=kind, recommender_epochs=epochs, resume=True, overwrite_output_dir=False)
-    origin = [kind, epochs, arguments.seed, data_hash(trial.data), *([] if trial.drawn is None else [trial.drawn])]
-    folder = trial.shared / f"{kind}-{_digest(origin)}"
-    seconds_file = folder.with_suffix(".json")
-    if kind in RECOMMENDERS and not seconds_file.is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # trained, but killed before its seconds were written
-    started = time.perf_counter()
-    recommender = provide_recommender(accelerator, arguments, folder, trial.data, trial.split)
-    if recommender is None:
-        raise ConfigurationError(f"recommender must name one for {trial.method}, got {kind!r}")
-    if kind not in RECOMMENDERS:
-        return recommender, None
-    if not seconds_file.is_file():
-        write_whole(seconds_file, json.dumps({"seconds": time.perf_counter() - started}))
-    return recommender, float(json.loads(seconds_file.read_text())["seconds"])
-
-
-def recommender_details(known: IDRecommender, seconds: float | None) -> dict[str, Any]:
-    """Describe a frozen recommender beside the costs of a trial that reads it.
-
-    Args:
-        known: the recommender.
-        seconds: how long it was trained; None for a saved one.
-    """
-    parameters = sum(value.numel() for value in known.parameters())
-    return {"kind": known.recommender_type, "parameters": parameters, "seconds": seconds}
 
 
 @register_method("popularity", is_random=False)
@@ -122,7 +58,7 @@ def run_text_similarity(trial: Trial) -> TrialResult:
     settings = trial.only("decay", "centre")
     meter = Meter(trial.device)
     with meter.phase("training"):
-        model = TextSimilarity(_text_vectors(trial), **settings)
+        model = TextSimilarity(text_vectors(trial), **settings)
     return _ranked(trial, meter, model)
 
 
@@ -135,7 +71,7 @@ def run_item_knn_and_text(trial: Trial) -> TrialResult:
     meter = Meter(trial.device)
     with meter.phase("training"):
         counted = ItemKNN(trial.num_items).fit(known_sequences(trial))
-        model = ScoreSum([(1.0, counted), (weight, TextSimilarity(_text_vectors(trial)))])
+        model = ScoreSum([(1.0, counted), (weight, TextSimilarity(text_vectors(trial)))])
     return _ranked(trial, meter, cast(HistoryRecommender, model))
 
 
@@ -143,24 +79,10 @@ def run_item_knn_and_text(trial: Trial) -> TrialResult:
 @register_method("fdsa", uses_language_model=True, takes_share=True)
 def run_text_sequence_model(trial: Trial) -> TrialResult:
     """Train a sequence model over frozen text vectors."""
-    from ..recommenders import FDSA, ZESRec
-
     settings = trial.only("fit", "model")
-    kinds: dict[str, type[FDSA] | type[ZESRec]] = {"zesrec": ZESRec, "fdsa": FDSA}
-    kind = kinds[trial.method]
     meter = Meter(trial.device)
     with meter.phase("training"):
-        seed = trial.arguments.seed
-        model = kind.from_vectors(_text_vectors(trial), seed=seed, **settings.get("model", {}))
-        report = fit_recommender(
-            model,
-            trial.split.train_sequences,
-            trial.split.samples("valid"),
-            seed=seed,
-            progress=not trial.arguments.disable_tqdm,
-            device=trial.device,
-            **{**default_fit_arguments("sasrec"), **settings.get("fit", {})},
-        )
+        model, report = fit_over_texts(trial, trial.method, settings.get("model", {}), settings.get("fit", {}))
     return _ranked(trial, meter, model, trial.device, report)
 
 
@@ -191,26 +113,6 @@ def known_sequences(trial: Trial) -> list[Sequence[int]]:
     return [known.get(user, sequence) for user, sequence in enumerate(trial.split.train_sequences)]
 
 
-def _text_vectors(trial: Trial) -> torch.Tensor:
-    """Return the language model's last states of every item's text, averaged over its tokens [I, D]."""
-    from ..ssna import cache_item_states
-
-    base = trial.load_base()
-    name = _digest([base.name, base.fingerprint(), data_hash(trial.data)])
-    with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
-        states = cache_item_states(
-            base,
-            trial.data.items,
-            trial.shared / f"states-{name}",
-            num_layers=1,
-            pooling="mean",
-            batch_size=trial.arguments.per_device_eval_batch_size,
-            overwrite=True,
-            progress=not trial.arguments.disable_tqdm,
-        )
-    return states.values[:, -1].float()
-
-
 def _ranked(
     trial: Trial,
     meter: Meter,
@@ -236,7 +138,3 @@ def _ranked(
         trained,
         {} if report is None else {"best_epoch": report.best_epoch},
     )
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -24,6 +24,7 @@ from ..training.inputs import attach_adapter
 from ..training.results import to_json
 from ..training.stage_result import ItemSide, StageResult, Weights
 from ..training.stages import ADAPTER, TwoStageTraining
+from ..training.tables import weights_hash
 from ..tuners.bituning import BiTuningConfig, BiTuningModel, PrefixEncoder
 from ..tuners.bituning.backbone import embedding_scale, find_backbone, token_embeddings
 from ..tuners.ilora import ILoRAConfig
@@ -110,6 +111,24 @@ def build_tuned(
     return PooledModel(cast(PeftModel, model), pooling)
 
 
+def merge_lora(base: BaseModel, settings: dict[str, Any], weights: Weights, arguments: LaserArguments) -> BaseModel:
+    """Merge what a row of LoRA learned into the language model, for another adapter to be trained over it.
+
+    Args:
+        base: the language model as the row found it.
+        settings: the row's.
+        weights: its trained weights, those that encode users.
+        arguments: the row's run.
+
+    Returns:
+        The merged model, frozen, under a name of its own.
+    """
+    model = cast(PooledModel, build_tuned("lora", base, settings, None, arguments))
+    load_trained(model, weights)
+    merged = cast(PeftModel, model.model).merge_and_unload().requires_grad_(False)
+    return replace(base, model=merged, name=f"{base.name}+lora-{weights_hash(weights)[:12]}", is_local=True)
+
+
 def num_virtual_tokens(model: nn.Module) -> int:
     """Return how many tokens a model of `build_tuned` puts before the text."""
     if not isinstance(model, PooledModel):
@@ -142,6 +161,19 @@ def adapter_bytes(model: nn.Module) -> int:
 def trained_weights(model: nn.Module) -> Weights:
     """Copy the weights that require gradients to the CPU, by their names."""
     return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def load_trained(model: nn.Module, weights: Weights) -> None:
+    """Put back what `trained_weights` copied.
+
+    Args:
+        model: of the same kind.
+        weights: by their names.
+    """
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
 
 
 class TunedTraining(TwoStageTraining):
@@ -205,11 +237,8 @@ class TunedTraining(TwoStageTraining):
         """
         if self._pooled is None:
             super().set_weights(weights)
-            return
-        parameters = dict(self._pooled.named_parameters())
-        with torch.no_grad():
-            for name, value in weights.items():
-                parameters[name].copy_(value)
+        else:
+            load_trained(self._pooled, weights)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..training.ranking import rank_users
 from ..training.results import data_hash, to_json
 from ..training.sharding import check_launcher
 from ..tuners.bituning import BiTuningConfig
-from .id_methods import frozen_recommender, recommender_details
+from .frozen_recommenders import frozen_recommender, recommender_details
 from .kept_weights import KeptWeights
 from .measuring import Meter, time_users
 from .trial import METHODS, Method, Trial, TrialResult
@@ -195,6 +195,8 @@ def _method(name: str) -> Method:
     if not TUNERS[name].reads_recommender:
         deciding -= {"recommender", "recommender_epochs", "max_collaborative_states", "item_collaborative"}
     is_ours = TUNERS[name].config_class is BiTuningConfig
+    if not is_ours:
+        deciding -= {"prefix_lr_ratio", "suffix_lr_ratio"}
     return Method(
         run_tuned,
         is_ours,

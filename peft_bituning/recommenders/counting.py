@@ -113,6 +113,35 @@ class ItemKNN:
             self.similarities[item] = row[nearest]
         return self
 
+    def item_vectors(self, width: int) -> np.ndarray:
+        """Give every item a vector, so that products of vectors come close to the similarities.
+
+        `V = Q sqrt(L)` for the `width` largest eigenvalues L of `(s + s^T) / 2 + 1`, a vector's product with itself
+        being 1 as a cosine's is; found by a randomised decomposition, the same every time.
+
+        Args:
+            width: Numbers a vector, at most I.
+
+        Returns:
+            `[I, width]` float32, for `Precomputed`.
+
+        Raises:
+            ConfigurationError: The width is out of range.
+        """
+        if not 1 <= width <= self.num_items:
+            raise ConfigurationError(f"width must be from 1 to the number of items {self.num_items}, got {width!r}")
+        rows = np.repeat(np.arange(self.num_items), self.neighbors)
+        places = torch.from_numpy(np.stack([rows, self.neighbor_items.ravel()]))
+        both = torch.cat([places, places.flip(0), torch.arange(self.num_items).repeat(2, 1)], dim=1)
+        half = torch.from_numpy(self.similarities.ravel() / 2)
+        values = torch.cat([half, half, torch.ones(self.num_items)])
+        size = (self.num_items, self.num_items)
+        similarities = torch.sparse_coo_tensor(both, values, size, check_invariants=True).coalesce()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            left, strength, _ = torch.svd_lowrank(similarities, q=min(width + 10, self.num_items), niter=8)
+        return (left[:, :width] * strength[:width].sqrt()).numpy()
+
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
         """Score every item by its similarity to the history.
 

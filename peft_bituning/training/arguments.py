@@ -43,6 +43,13 @@ class LaserArguments:
     stage2_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of stage 2; None is a third of stage 1's."}
     )
+    prefix_lr_ratio: float = field(
+        default=1.0,
+        metadata={"help": "Learning rate of the prefix tokens, the M-Former's queries among them, over learning_rate."},
+    )
+    suffix_lr_ratio: float = field(
+        default=1.0, metadata={"help": "Learning rate of the suffix token over learning_rate."}
+    )
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm above which it is scaled down."})
     warmup_ratio: float = field(default=0.05, metadata={"help": "Share of a stage's updates that warm up."})
@@ -127,7 +134,14 @@ class LaserArguments:
         for name in ("loss_chunk_size", "recommender_epochs", "max_collaborative_states", "max_tokens_per_pass"):
             if getattr(self, name) is not None:
                 self._at_least(1, name)
-        for name in ("learning_rate", "stage2_learning_rate", "temperature", "max_grad_norm"):
+        for name in (
+            "learning_rate",
+            "stage2_learning_rate",
+            "prefix_lr_ratio",
+            "suffix_lr_ratio",
+            "temperature",
+            "max_grad_norm",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{name} must be > 0, got {value!r}")

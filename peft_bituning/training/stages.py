@@ -28,6 +28,7 @@ from .checkpoint import (
     restore_random_state,
 )
 from .loop import AFTER_NON_FINITE, UpdateLoop
+from .parameter_groups import parameter_groups
 from .ranking import rank_users
 from .sharding import prepare_model
 from .stage_result import ItemSide, StageResult, Weights
@@ -79,6 +80,7 @@ class TwoStageTraining:
         self.identity = {**identity, "arguments": arguments.trajectory(), "processes": accelerator.num_processes}
         self.state = TrainingState()
         self.validation = validation_samples(split, arguments)
+        parameter_groups(model, arguments.learning_rate, arguments)  # refuses what does not fit before any work
         self.rows_per_update = (
             arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
         )
@@ -279,9 +281,9 @@ class TwoStageTraining:
         epochs = arguments.stage1_epochs
         if stage == 2:
             rate, epochs = arguments.stage2_learning_rate or rate / 3, arguments.stage2_epochs
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         updates = -(-len(self._epoch_samples(0)) // self.rows_per_update)
-        optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=arguments.weight_decay)
+        groups = parameter_groups(self.model, rate, arguments)
+        optimizer = torch.optim.AdamW(groups, weight_decay=arguments.weight_decay)
         self.accelerator.free_memory()  # it would unscale the gradients of stage 1's optimizer too (fp16)
         optimizer = self.accelerator.prepare_optimizer(optimizer)
         encoder = HistoryEncoder(

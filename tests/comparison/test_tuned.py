@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from peft_bituning.base_models import BaseModel
 from peft_bituning.comparison import METHODS, Trial, TrialResult, forget_checkpoints
+from peft_bituning.comparison.frozen_recommenders import frozen_recommender
 from peft_bituning.comparison.kept_weights import KeptWeights
 from peft_bituning.comparison.tuned import (
     TUNERS,
     TunedTraining,
     build_tuned,
+    load_trained,
+    merge_lora,
     num_trainable,
     num_virtual_tokens,
     trained_weights,
@@ -24,6 +28,7 @@ from peft_bituning.comparison.tuned_methods import NothingKnown
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError, ConfigurationError
 from peft_bituning.metrics import target_ranks
+from peft_bituning.recommenders import ItemKNN
 from peft_bituning.training import LaserArguments
 from peft_bituning.training.inputs import make_prompts_beside, read_template
 
@@ -214,6 +219,42 @@ def test_refusals(tiny_base: Callable[[], BaseModel], make_trial: Callable[..., 
         build_tuned("full", base, {}, None, arguments)
     with pytest.raises(ConfigurationError, match="recommender must name one for ilora, .* got 'none'"):
         METHODS["ilora"].run(make_trial("ilora", recommender="none"))
+
+
+@pytest.mark.parametrize(("kind", "model_type"), [("zesrec", "zesrec"), ("fdsa", "fdsa"), ("item-knn", "precomputed")])
+def test_other_frozen_recommenders(kind: str, model_type: str, make_trial: Callable[..., Trial]) -> None:
+    """Trained once for all trials of a seed, and the states of the prefix are theirs."""
+    trial = make_trial("laser", recommender=kind, stage1_epochs=1, stage2_epochs=0)
+    details = METHODS["laser"].run(trial).details["frozen_recommender"]
+    assert details["kind"] == model_type and details["seconds"] > 0
+    (folder,) = trial.shared.glob(f"{kind}-*[!n]")
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    known, seconds = frozen_recommender(make_trial("laser", "again", recommender=kind), kind, Accelerator())
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp and seconds == details["seconds"]
+    by_folder, no_seconds = frozen_recommender(trial, str(folder), Accelerator())
+    assert by_folder.content_hash() == known.content_hash() and no_seconds is None
+    if kind == "item-knn":
+        vectors = ItemKNN(10).fit(trial.split.train_sequences).item_vectors(10)
+        np.testing.assert_array_equal(known.item_weights.numpy(), vectors)
+    with pytest.raises(ConfigurationError, match="recommender must be bert4rec, .*item-knn, or the folder .*got 'gru'"):
+        frozen_recommender(trial, "gru", Accelerator())
+
+
+def test_a_merged_lora_computes_the_same(make_trial: Callable[..., Trial], tiny_base: Callable[[], BaseModel]) -> None:
+    trial = replace(make_trial("lora"), keeps_weights=True)
+    kept = METHODS["lora"].run(trial).weights
+    assert kept is not None
+    merged = merge_lora(tiny_base(), {}, kept.users, trial.arguments)
+    adapted = build_tuned("lora", tiny_base(), {}, None, trial.arguments).eval()
+    ids = torch.randint(0, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0))
+    fresh = adapted(input_ids=ids)["pooler_output"]
+    load_trained(adapted, kept.users)
+    expected = adapted(input_ids=ids)["pooler_output"]
+    found = merged.model.base_model(input_ids=ids).last_hidden_state[:, -1]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (fresh - expected).abs().max() > 1e-3
+    assert merged.name != tiny_base().name and not any(each.requires_grad for each in merged.model.parameters())
+    assert not any("lora" in name for name, _ in merged.model.named_parameters())
 
 
 @pytest.mark.parametrize("method", ["laser", "p-tuning"])

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from peft_bituning.comparison import METHODS, Trial, TrialResult, forget_checkpoints
+from peft_bituning.base_models import BaseModel
+from peft_bituning.comparison import METHODS, Trial, TrialResult, forget_checkpoints, merge_lora
 from peft_bituning.comparison.kept_weights import KeptWeights
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError
@@ -99,7 +101,7 @@ def _child(plan: Plan, cell: Cell) -> None:
     for chatty in ("httpx", "accelerate", "datasets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        run_cell(plan, cell, plan.load_data(cell.keeps_weights))
+        run_cell(plan, cell, plan.load_data(cell.on_source))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # a row that fails is no reason to lose the others
@@ -128,7 +130,7 @@ def run_cell(plan: Plan, cell: Cell, data: Interactions) -> None:
         cell.settings,
         data,
         LeaveOneOut(data.histories).drawn(cell.share, cell.seed),
-        plan.load_base,
+        partial(_load_base, plan, cell),
         cell.arguments,
         shared,
         device,
@@ -186,18 +188,27 @@ def _write(cell: Cell, result: TrialResult, data: Interactions, seconds: float) 
     if result.weights is not None:
         save_tensors(result.weights.to_tensors(), cell.folder / WEIGHTS_FILE)
         values["weights_sha256"] = _sha256(cell.folder / WEIGHTS_FILE)
-    if cell.source is not None and (source := read_cell(cell.source)) is not None:
-        values["source"] = {
-            "dataset": source.values["dataset"],
-            "rows": source.values["trained"]["rows"],
-            "seconds": source.values["phases"]["training"]["seconds"],
+    if cell.first is not None and (first := read_cell(cell.first)) is not None:
+        values["source" if cell.source is not None else "over"] = {
+            "dataset": first.values["dataset"],
+            "row": cell.first.label,
+            "rows": first.values["trained"]["rows"],
+            "seconds": first.values["phases"]["training"]["seconds"],
         }
     write_whole(cell.folder / CELL_FILE, json.dumps(values, indent=1))  # last: what it names is there
 
 
+def _load_base(plan: Plan, cell: Cell) -> BaseModel:
+    """Load the language model, with the LoRA merged into it that the cell trains over."""
+    base = plan.load_base()
+    if cell.over is None:
+        return base
+    return merge_lora(base, cell.over.settings, _kept_weights(cell.over).users, cell.over.arguments)
+
+
 def _kept_weights(source: Cell) -> KeptWeights:
     if read_cell(source) is None:
-        raise CheckpointError(f"the weights that {source.label} starts from are not there; run the comparison again")
+        raise CheckpointError(f"the weights of {source.label} to start from are not there; run the comparison again")
     return KeptWeights.from_tensors(load_tensors(source.folder / WEIGHTS_FILE))
 
 

@@ -10,6 +10,7 @@ import yaml
 from peft_bituning.errors import ConfigurationError
 
 from .plan import Plan
+from .transfer import OVER
 
 BASED_ON = "based_on"
 INHERITED = (
@@ -42,8 +43,8 @@ def read_plan(path: Path, changes: dict[str, Any], smoke: bool = False) -> Plan:
     Args:
         path: the YAML file; with `based_on: FILE`, one beside it, it takes data, model, seeds, folder and training
             from there where it does not say them itself.
-        changes: fields to set otherwise; a list of `methods` keeps those rows of the file, and its baseline where it
-            is among them; `source` is the name of its data set alone.
+        changes: fields to set otherwise; a list of `methods` keeps those rows of the file and those that they are
+            trained over, and its baseline where it is among them; `source` is the name of its data set alone.
         smoke: run every row for a moment, on few users, to see that all of them run.
 
     Returns:
@@ -64,7 +65,8 @@ def read_plan(path: Path, changes: dict[str, Any], smoke: bool = False) -> Plan:
         missing = [name for name in chosen if name not in rows]
         if missing:
             raise ConfigurationError(f"--methods must be rows of {path.name}, got {', '.join(missing)}")
-        values["methods"] = {name: rows[name] for name in chosen}
+        below = [row[OVER] for row in (rows[name] for name in chosen) if row and row.get(OVER) in rows]
+        values["methods"] = {name: rows[name] for name in (*chosen, *below)}
         values["paper"] = {name: row for name, row in (values.get("paper") or {}).items() if name in chosen}
         if values.get("baseline") in rows and values["baseline"] not in chosen:
             del values["baseline"]

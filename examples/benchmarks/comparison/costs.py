@@ -36,11 +36,12 @@ def row_costs(cells: Sequence[Finished]) -> dict[str, Any]:
     costs["resumed"] = any(each["phases"]["training"].get("resumed", False) for each in values)
     recommenders = [each["details"].get("frozen_recommender") for each in values]
     costs["frozen_recommender"] = recommenders[0]
-    sources = [each["source"] for each in values if "source" in each]
-    costs["source"] = None
-    if sources:
-        costs["source"] = {name: statistics.mean(each[name] for each in sources) for name in ("rows", "seconds")}
-        costs["source"]["dataset"] = sources[0]["dataset"]
+    for place in ("source", "over"):
+        first = [each[place] for each in values if place in each]
+        costs[place] = None
+        if first:
+            costs[place] = {name: statistics.mean(each[name] for each in first) for name in ("rows", "seconds")}
+            costs[place] |= {name: first[0].get(name) for name in ("dataset", "row")}
     return costs
 
 
@@ -58,7 +59,7 @@ def costs_markdown(rows: dict[str, Any]) -> str:
         "1,000 items, s | peak MB | a user, ms | peak MB |",
         "|" + " --- |" * 11,
     ]
-    notes, sources = [], []
+    notes, sources, overs = [], [], []
     for label, row in rows.items():
         costs = row["costs"]
         training, user = costs.get("training"), costs.get("user")
@@ -66,6 +67,7 @@ def costs_markdown(rows: dict[str, Any]) -> str:
         marks = "*" if costs["frozen_recommender"] else ""
         marks += "†" if costs["resumed"] else ""
         marks += "‡" if costs["source"] else ""
+        marks += "§" if costs["over"] else ""
         cells = [
             f"{label}{marks}",
             f"{costs['trainable_parameters']:,}",
@@ -87,6 +89,9 @@ def costs_markdown(rows: dict[str, Any]) -> str:
             notes.append(f"`{label}`: {known['kind']}, {known['parameters']:,} weights{seconds}")
         if costs["source"]:
             sources.append(f"`{label}`: {costs['source']['rows']:,.0f} rows in {costs['source']['seconds']:.1f} s")
+        if costs["over"]:
+            over = costs["over"]
+            overs.append(f"`{label}`: `{over['row']}`, {over['rows']:,.0f} rows in {over['seconds']:.1f} s")
     text = "\n".join(lines)
     if notes:
         text += f"\n\n\\* and a frozen recommender, not counted above: {'; '.join(notes)}."
@@ -99,6 +104,8 @@ def costs_markdown(rows: dict[str, Any]) -> str:
             f"`{data['source']}`, {data['users']:,} users, {data['items']:,} items, {data['events']:,} events; "
             f"{'; '.join(sources)}."
         )
+    if overs:
+        text += f"\n\n§ and the LoRA below it, merged into the language model, not counted above: {'; '.join(overs)}."
     shared = [label for label, row in rows.items() if not row["costs"].get("training", {}).get("own_peak", True)]
     if shared:
         text += "\n\nThis system tells one peak a process: peaks are those of the process so far."

@@ -17,12 +17,14 @@ from peft_bituning.training import LaserArguments
 from peft_bituning.training.results import data_hash
 
 from .groups import check_bounds
-from .transfer import KEEPS, LINE, SHARE, SOURCE, check_row, check_source, load_source
+from .transfer import KEEPS, LINE, OVER, SHARE, SOURCE, check_over, check_row, check_source, load_source
 
 # What a method may set for itself; everything else of `training` is the same for all of them.
 OWN_TRAINING = (
     "learning_rate",
     "stage2_learning_rate",
+    "prefix_lr_ratio",
+    "suffix_lr_ratio",
     "weight_decay",
     "warmup_ratio",
     "max_collaborative_states",
@@ -33,7 +35,7 @@ OWN_TRAINING = (
 RESERVED = {"seed", "output_dir", "resume", "overwrite_output_dir"}
 PACKAGES = ("peft_bituning", "torch", "transformers", "peft")
 DTYPES = ("float32", "bfloat16", "float16")
-OF_THE_ROW = ("method", "training", SHARE, SOURCE, LINE)  # everything else is the method's own
+OF_THE_ROW = ("method", "training", SHARE, SOURCE, OVER, LINE)  # everything else is the method's own
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Cell:
         arguments: its run; `output_dir` is the cell's folder.
         identity: everything that decides its result; another identity is another folder.
         source: the cell on the source data whose weights it starts from.
+        over: the cell whose LoRA is merged into its language model.
+        on_source: whether it is itself one on the source data.
     """
 
     label: str
@@ -55,6 +59,13 @@ class Cell:
     arguments: LaserArguments
     identity: dict[str, Any]
     source: "Cell | None" = None
+    over: "Cell | None" = None
+    on_source: bool = False
+
+    @property
+    def first(self) -> "Cell | None":
+        """The cell that has to run before it."""
+        return self.source or self.over
 
     @property
     def share(self) -> float:
@@ -63,7 +74,7 @@ class Cell:
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether it is a cell on the source data, for others to start from."""
+        """Whether its weights are kept for others."""
         return KEEPS in self.identity
 
     @property
@@ -84,7 +95,7 @@ class Plan:
     Args:
         methods: rows of the table; each None or `{method, training: {...}, and the method's own settings}`, and
             `train_fraction`, the share of the users to train on; `source: true`, to start from the source's weights;
-            `line`, the row's line in a picture over the shares.
+            `over: ROW`, to train over that row's LoRA; `line`, the row's line in a picture over the shares.
         name: of the table's files; the configuration file's own.
         question: what the table is to answer, printed above it.
         varies: fields of `training` that the question is about, so that rows may set them for themselves.
@@ -156,6 +167,8 @@ class Plan:
                 )
             arguments = self.arguments(label, self.seeds[0], Path("."))
             check_row(label, self.row(label), self.registered(label), self.source, arguments.recommender)
+            if (below := self.row(label).get(OVER)) is not None:
+                check_over(label, self.row(label), below, None if below not in self.methods else self.method_of(below))
 
     def row(self, label: str) -> dict[str, Any]:
         """Return what the file says of a row."""
@@ -218,9 +231,14 @@ class Plan:
         row = self.row(label)
         share = float(row.get(SHARE, 1))
         more: dict[str, Any] = {} if share == 1 else {SHARE: share}
+        if any(self.row(each).get(OVER) == label for each in self.methods):
+            more[KEEPS] = True
+        if row.get(OVER):
+            below = self._cell(str(row[OVER]), seed, digest, None)
+            return replace(self._cell_on(label, seed, digest, {**more, OVER: below.identity}), over=below)
         if not row.get(SOURCE) or source_digest is None:
             return self._cell_on(label, seed, digest, more)
-        source = self._cell_on(label, seed, source_digest, {KEEPS: True})
+        source = replace(self._cell_on(label, seed, source_digest, {KEEPS: True}), on_source=True)
         return replace(self._cell_on(label, seed, digest, {**more, SOURCE: source.identity}), source=source)
 
     def _cell_on(self, label: str, seed: int, digest: str, more: dict[str, Any]) -> Cell:

@@ -1,14 +1,14 @@
-"""Rows that train on a share of the users, or start from weights of another data set."""
+"""Rows that train on a share of the users, start from weights of another data set, or train over another row's."""
 
 from dataclasses import replace
 from typing import Any
 
-from peft_bituning.comparison import Method
+from peft_bituning.comparison import TUNERS, Method
 from peft_bituning.data import Interactions, ItemCatalog, load_interactions
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.training.arguments import RECOMMENDERS
 
-SHARE, SOURCE, LINE = "train_fraction", "source", "line"
+SHARE, SOURCE, OVER, LINE = "train_fraction", "source", "over", "line"
 KEEPS = "keeps_weights"  # in the identity of a cell that others start from
 SOURCE_FIELDS = ("dataset", "max_users")
 
@@ -65,6 +65,27 @@ def check_row(label: str, row: dict[str, Any], method: Method, source: Any, reco
             f"recommender of {label} must be {' or '.join(RECOMMENDERS)}, trained on each of the two catalogs, got "
             f"{recommender!r}"
         )
+
+
+def check_over(label: str, row: dict[str, Any], below: Any, method: str | None) -> None:
+    """Refuse a row that trains over another one where it cannot.
+
+    Args:
+        label: the row.
+        row: what the file says of it.
+        below: the row that it trains over.
+        method: that row's method; None where the file has no such row.
+
+    Raises:
+        ConfigurationError: the row below trains no LoRA, or the row above does not tune the language model, or takes a
+            share or a source as well.
+    """
+    if method != "lora":
+        raise ConfigurationError(f"{OVER} of {label} must be a row of the file whose method is lora, got {below!r}")
+    if row.get("method", label) not in TUNERS:
+        raise ConfigurationError(f"{OVER} of {label} must be left out for its method, which tunes no language model")
+    if row.get(SOURCE) or row.get(SHARE, 1) != 1:
+        raise ConfigurationError(f"{OVER} of {label} must stand without {SOURCE} and {SHARE}; leave them out")
 
 
 def load_source(source: dict[str, Any]) -> Interactions:

@@ -29,6 +29,9 @@ class Prefix(NamedTuple):
 class PrefixEncoder(nn.Module):
     """Makes the prefix of each row; subclass it, and name it with `register_prefix_encoder`.
 
+    A subclass says whether it reads a recommender (`needs_collaborative`), and which of its own parameters are virtual
+    tokens (`token_parameters`), for a learning rate of their own.
+
     Args:
         config: the adapter's settings.
         token_dim: D.
@@ -36,6 +39,7 @@ class PrefixEncoder(nn.Module):
     """
 
     needs_collaborative: bool = False
+    token_parameters: tuple[str, ...] = ()
 
     def __init__(self, config: BiTuningConfig, token_dim: int, scale: float) -> None:
         super().__init__()

@@ -37,6 +37,7 @@ class MFormer(PrefixEncoder):
     """
 
     needs_collaborative = True
+    token_parameters = ("queries", "anchor")
 
     def __init__(self, config: BiTuningConfig, token_dim: int, scale: float) -> None:
         super().__init__(config, token_dim, scale)
