@@ -5,32 +5,25 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from peft import PeftModel
+from accelerate.utils import set_seed
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from ..errors import CheckpointError, NonFiniteLossError
 from ..training.arguments import LaserArguments
 from ..training.batches import plan_updates, share_of, split_by_tokens
-from ..training.checkpoint import (
-    Checkpoint,
-    CheckpointStore,
-    differences,
-    flatten_optimizer,
-    random_state,
-    restore_optimizer,
-    restore_random_state,
-)
+from ..training.checkpoint import Checkpoint, CheckpointStore
 from ..training.loop import AFTER_NON_FINITE
-from ..training.sharding import average_gradients, prepare_model
+from ..training.resumable import ResumableTraining
+from ..training.sharding import average_gradients
 from ..training.stage_result import Weights
-from ..training.state import RunningMeans, TrainingState
+from ..training.state import RunningMeans
 from .candidate_sets import CandidateSet
 from .candidate_task import CandidateTask
 
@@ -52,7 +45,7 @@ class KeptEpoch:
     valid: dict[str, Any]
 
 
-class CandidateTraining:
+class CandidateTraining(ResumableTraining):
     """Trains whatever of a model requires gradients, and keeps the epoch that validates best.
 
     AdamW, warm-up and cosine over all epochs, `stage1_epochs + stage2_epochs` of them at most.
@@ -75,21 +68,12 @@ class CandidateTraining:
         store: CheckpointStore,
         identity: dict[str, Any],
     ) -> None:
-        self.accelerator = accelerator
+        super().__init__(accelerator, model, arguments, store, identity)
         self.model = model
         self.task = task
-        self.arguments = arguments
-        self.store = store
-        self.identity = {**identity, "arguments": arguments.trajectory(), "processes": accelerator.num_processes}
         self.epochs = arguments.stage1_epochs + arguments.stage2_epochs
-        self.state = TrainingState()
         self.best: KeptEpoch | None = None
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self.rows_per_update = (
-            arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
-        )
-        self._saved: Checkpoint | None = None
-        self._prepared = prepare_model(accelerator, cast(PeftModel, model))
         optimizer = torch.optim.AdamW(
             self.trained.values(), lr=arguments.learning_rate, weight_decay=arguments.weight_decay
         )
@@ -98,27 +82,6 @@ class CandidateTraining:
         self._scheduler = get_cosine_schedule_with_warmup(
             self._optimizer, int(arguments.warmup_ratio * updates), updates
         )
-        self._started = time.perf_counter()
-
-    @property
-    def is_resumed(self) -> bool:
-        """Whether `read_checkpoint` found something to go on from; `run` forgets it."""
-        return self._saved is not None
-
-    def read_checkpoint(self) -> None:
-        """Read the last checkpoint where `arguments.resume` is set; `run` goes on from there.
-
-        Raises:
-            CheckpointError: the checkpoint belongs to another run, or every one is damaged.
-        """
-        if not self.arguments.resume:
-            return
-        self._saved = self.store.load_latest()
-        if self._saved is not None and (different := differences(self._saved.state["identity"], self.identity)):
-            raise CheckpointError(
-                f"the checkpoint belongs to another run: {'; '.join(different)}; resume with the same settings, or "
-                "start again with --overwrite_output_dir"
-            )
 
     def run(self) -> KeptEpoch:
         """Train, from the checkpoint that `read_checkpoint` found, if any; the model ends with the weights kept.
@@ -250,46 +213,20 @@ class CandidateTraining:
             state.log_history.append({"epoch": state.epoch + 1, "step": state.global_step, **means})
             self.accelerator.log(means, step=state.global_step)
 
-    @property
-    def _progress(self) -> bool:
-        return self.accelerator.is_main_process and not self.arguments.disable_tqdm
-
     def _weights(self) -> Weights:
         return {name: value.detach().cpu().clone() for name, value in self.trained.items()}
 
-    def _save(self) -> None:
-        """Write a checkpoint; all processes call it."""
-        states = gather_object([random_state()])
-        if self.accelerator.is_main_process:
-            self.state.seconds += time.perf_counter() - self._started
-            self._started = time.perf_counter()
-            numbers, tensors = flatten_optimizer(self._optimizer)
-            groups = {"adapter": self._weights(), "optimizer": tensors}
-            values: dict[str, Any] = {
-                "identity": self.identity,
-                "training": self.state.to_dict(),
-                "random": states,
-                "optimizer": numbers,
-                "scheduler": self._scheduler.state_dict(),
-                "best": None,
-            }
-            if self.best is not None:
-                groups["best"] = self.best.weights
-                values["best"] = {"epoch": self.best.epoch, "valid": self.best.valid}
-            if self.accelerator.scaler is not None:
-                values["scaler"] = self.accelerator.scaler.state_dict()
-            self.store.save(self.state.global_step, Checkpoint(values, groups))
-        self.accelerator.wait_for_everyone()
+    def _moving(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        return self._optimizer, self._scheduler
 
-    def _restore(self, saved: Checkpoint) -> None:
-        values, tensors = saved.state, saved.tensors
-        self.state = TrainingState.from_dict(values["training"])
-        self.set_weights(tensors["adapter"])
-        if values["best"] is not None:
-            self.best = KeptEpoch(tensors["best"], **values["best"])
-        restore_optimizer(self._optimizer, values["optimizer"], tensors["optimizer"])
-        self._scheduler.load_state_dict(values["scheduler"])
-        if self.accelerator.scaler is not None and "scaler" in values:
-            self.accelerator.scaler.load_state_dict(values["scaler"])
-        restore_random_state(values["random"][self.accelerator.process_index])
-        logger.info("resuming at epoch %d, update %d", self.state.epoch + 1, self.state.update)
+    def _kept(self) -> Checkpoint:
+        groups = {"adapter": self._weights()}
+        if self.best is None:
+            return Checkpoint({"best": None}, groups)
+        best = {"epoch": self.best.epoch, "valid": self.best.valid}
+        return Checkpoint({"best": best}, {**groups, "best": self.best.weights})
+
+    def _put_back(self, saved: Checkpoint) -> None:
+        self.set_weights(saved.tensors["adapter"])
+        if saved.state["best"] is not None:
+            self.best = KeptEpoch(saved.tensors["best"], **saved.state["best"])

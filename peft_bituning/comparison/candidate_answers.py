@@ -3,26 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, cast
 
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from peft import PeftModel
 
-from ..candidates import TITLES, AnswerReport, CandidatePrompts, CandidateTraining, TitleAnswers
+from ..candidates import TITLES, AnswerReport, TitleAnswers
 from ..errors import ConfigurationError
-from ..launch import launched_state
 from ..matmul import fast_cpu_matmul
-from ..recommenders import IDRecommender
-from ..serving.recommender import pad_token_id
-from ..training.checkpoint import CheckpointStore
-from ..training.results import data_hash, to_json
-from ..training.sharding import check_launcher
-from ..tuners.bituning.backbone import max_positions
 from ..tuners.pooling import PooledModel
-from .frozen_recommenders import frozen_recommender, recommender_details
-from .measuring import Meter
+from .candidate_run import CandidateRun
 from .trial import Trial
 from .tuned import TUNERS, adapter_bytes, adapter_config, build_tuned, num_trainable
-from .tuned_methods import CHECKPOINTS
 
 METHODS = ("ilora", "lora")
 
@@ -77,79 +66,41 @@ def run_answers(
 
 
 def _run(trial: Trial, num_candidates: int, candidate_seed: int, max_test_users: int | None) -> AnswerResult:
-    arguments = trial.arguments
-    launched_state()
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    check_launcher(accelerator)
-    device = accelerator.device
-    meter = Meter(device)
-    set_seed(arguments.seed)
-    known: IDRecommender | None = None
-    known_seconds = None
-    if TUNERS[trial.method].reads_recommender:
-        known, known_seconds = frozen_recommender(trial, arguments.recommender, accelerator)
-        known = known.to(device).eval()
-    base = trial.load_base()
-    end = base.tokenizer.eos_token_id
+    run = CandidateRun(trial, TUNERS[trial.method].reads_recommender)
+    end = run.base.tokenizer.eos_token_id
     if end is None:
         raise ConfigurationError(
-            f"the tokenizer must have an end-of-text token, which ends an answer, got none from {base.name!r}"
+            f"the tokenizer must have an end-of-text token, which ends an answer, got none from {run.base.name!r}"
         )
-    set_seed(arguments.seed)
-    built = build_tuned(trial.method, base, {**trial.settings, "task_type": "CAUSAL_LM"}, known, arguments)
-    model = cast(PeftModel, built.model if isinstance(built, PooledModel) else built).to(device)
-    limit = max_positions(base.model)
-    prompts = CandidatePrompts(
-        TITLES,
-        base.tokenizer,
-        trial.data.items,
-        num_candidates,
-        arguments.max_length if limit is None else min(arguments.max_length, limit),
-        arguments.max_history,
-        arguments.max_item_tokens,
+    built = build_tuned(
+        trial.method, run.base, {**trial.settings, "task_type": "CAUSAL_LM"}, run.known, trial.arguments
     )
-    pad = pad_token_id(base.tokenizer)
+    model = cast(PeftModel, built.model if isinstance(built, PooledModel) else built).to(run.device)
+    prompts = run.prompts(TITLES, num_candidates)
     task = TitleAnswers(
-        model, prompts, trial.split, arguments, known, num_candidates, pad, int(end), device, candidate_seed
+        model,
+        prompts,
+        trial.split,
+        trial.arguments,
+        run.known,
+        num_candidates,
+        run.pad,
+        int(end),
+        run.device,
+        candidate_seed,
     )
     adapter = adapter_config(built)
     candidates = {"number": num_candidates, "seed": candidate_seed}
-    identity: dict[str, Any] = {
-        "method": trial.method,
-        "data": data_hash(trial.data),
-        "base_model": {"name": base.name, **base.fingerprint()},
-        "recommender": None if known is None else known.content_hash(),
-        "adapter": adapter,
-        "candidates": candidates,
-    }
-    store = CheckpointStore(trial.folder / CHECKPOINTS, arguments.save_total_limit)
-    training = CandidateTraining(accelerator, model, task, arguments, store, to_json(identity))
-    training.read_checkpoint()
-    resumed = training.is_resumed
-    with meter.phase("training"):
-        kept = training.run()
-    state = training.state
-    meter.phases["training"] |= {"seconds": state.seconds, "resumed": resumed}
+    kept, trained = run.train(model, task, adapter, candidates)
     samples = trial.split.samples("test")[:max_test_users]
-    with meter.phase("answering"):
+    with run.meter.phase("answering"):
         report = task.answer(task.candidates(samples), f"test, {trial.method}")
     return AnswerResult(
         report,
         kept.valid,
         num_trainable(model),
         adapter_bytes(built),
-        meter.phases,
-        {
-            "epochs": len(state.epochs),
-            "updates": state.global_step,
-            "rows": sum(epoch["rows"] for epoch in state.epochs),
-            "tokens": sum(epoch["tokens"] for epoch in state.epochs),
-        },
-        {
-            "best_epoch": kept.epoch,
-            "epochs": state.epochs,
-            "adapter": adapter,
-            "candidates": {**candidates, "titles_cut": prompts.titles_cut},
-            "frozen_recommender": None if known is None else recommender_details(known, known_seconds),
-        },
+        run.meter.phases,
+        trained,
+        run.details(kept, adapter, {**candidates, "titles_cut": prompts.titles_cut}),
     )

@@ -186,11 +186,6 @@ class TunedTraining(TwoStageTraining):
     keeps_item_weights = False  # the table alone is ranked; only who starts from here asks for what encoded it
 
     @property
-    def is_resumed(self) -> bool:
-        """Whether `read_checkpoint` found something to go on from; `run` forgets it."""
-        return self._saved is not None
-
-    @property
     def rows_an_epoch(self) -> int:
         """Training rows of every epoch."""
         return len(self._epoch_samples(0))

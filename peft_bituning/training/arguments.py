@@ -115,7 +115,9 @@ class LaserArguments:
     logging_steps: int = field(default=10, metadata={"help": "Updates a logged loss."})
     save_steps: int = field(default=200, metadata={"help": "Updates a checkpoint; epochs end with one too."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints to keep."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the last complete checkpoint."})
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the last complete checkpoint; a finished run is loaded."}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Drop an unfinished run in output_dir."})
     log_with: str | None = field(default=None, metadata={"help": "Tracker of accelerate: tensorboard, wandb, ..."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})

@@ -29,10 +29,11 @@ from .arguments import LaserArguments
 from .baselines import counting_rows, language_model_rows
 from .checkpoint import CheckpointStore
 from .curves import plot_curves
+from .finished import load_finished, settings_of
 from .frozen import provide_recommender
 from .inputs import attach_adapter, make_prompts, read_interactions, read_template, split_histories
 from .ranking import rank_users
-from .results import data_hash, prompt_cuts, provenance, to_json, weight_change, write_whole
+from .results import RESULTS_FILE, data_hash, prompt_cuts, provenance, to_json, weight_change, write_whole
 from .sharding import check_launcher
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
@@ -40,7 +41,6 @@ from .tables import TABLES
 
 logger = logging.getLogger(__name__)
 
-RESULTS_FILE = "results.json"
 BASELINES_FILE = "baselines.json"
 CURVES_FILE = "training_curves.png"
 CHECKPOINTS = "checkpoints"
@@ -56,6 +56,8 @@ def fit(
     template: PromptTemplate | None = None,
 ) -> LaserRecommender:
     """Train Laser in two stages, evaluate it beside its baselines, and save everything into `output_dir`.
+
+    With `arguments.resume` an unfinished run goes on, and a finished one of the same settings is loaded.
 
     Args:
         interactions: `Interactions`, or a table with `user_id`, `item_id` and `timestamp` or `order`.
@@ -73,7 +75,7 @@ def fit(
     Raises:
         ConfigurationError: settings that do not fit each other.
         DataError: data that cannot be trained on.
-        CheckpointError: a checkpoint of another run.
+        CheckpointError: a checkpoint, or a finished run to resume, of other settings or data.
         NonFiniteLossError: training diverged; the last checkpoint stays.
     """
     if config is not None and not isinstance(config, BiTuningConfig):
@@ -85,8 +87,16 @@ def fit(
     with logging_redirect_tqdm(), fast_cpu_matmul(arguments.fast_cpu_matmul):
         run.prepare_folder()
         set_seed(arguments.seed)
-        parts = run.gather(interactions, items, base_model, config or BiTuningConfig(), recommender, template)
-        return run.train(parts)
+        data, split = run.read(interactions, items)
+        base, config = load_base_model(base_model), config or BiTuningConfig()
+        if arguments.resume and not run.store.complete():
+            device = run.accelerator.device
+            finished = load_finished(arguments, data, base, config, recommender, template, device)
+            if finished is not None:
+                logger.info("the run in %s is finished: nothing is trained", run.folder)
+                run.accelerator.end_training()
+                return finished
+        return run.train(run.gather(data, split, base, config, recommender, template))
 
 
 @dataclass(frozen=True)
@@ -154,27 +164,30 @@ class _Run:
             self.accelerator.init_trackers("peft_bituning", config=_flat(self.arguments.trajectory()))
         self.accelerator.wait_for_everyone()
 
-    def gather(
-        self,
-        interactions: Any,
-        items: Any,
-        base_model: str | Path | BaseModel,
-        config: BiTuningConfig,
-        recommender: IDRecommender | None,
-        template: PromptTemplate | None,
-    ) -> _Parts:
-        """Read and build everything that training starts from; the arguments are those of `fit`."""
+    def read(self, interactions: Any, items: Any) -> tuple[Interactions, LeaveOneOut]:
+        """Read and split the histories; the arguments are those of `fit`."""
         is_main = self.accelerator.is_main_process
         data = read_interactions(interactions, items, self.folder / "rejects.jsonl" if is_main else None)
         split = split_histories(data)
         if split.users_not_evaluated and is_main:
             logger.info("%d users with fewer than three events train only", split.users_not_evaluated)
-        base = load_base_model(base_model)
+        return data, split
+
+    def gather(
+        self,
+        data: Interactions,
+        split: LeaveOneOut,
+        base: BaseModel,
+        config: BiTuningConfig,
+        recommender: IDRecommender | None,
+        template: PromptTemplate | None,
+    ) -> _Parts:
+        """Build everything that training starts from; the other arguments are those of `fit`."""
         known = self._recommender(recommender, data, split)
         model = attach_adapter(base, config, known, self.arguments)
         template = template or read_template(self.arguments.template, self.arguments.attributes)
         prompts = make_prompts(base, model, data, template, self.arguments)
-        if prompts.twin_count and is_main:
+        if prompts.twin_count and self.accelerator.is_main_process:
             logger.info("%d items share their text with another and cannot be told apart by it", prompts.twin_count)
         collator = HistoryCollator(prompts, pad_token_id(base.tokenizer), known.max_length if known else 1)
         needed = known if cast(BiTuningModel, model.base_model).prefix_encoder.needs_collaborative else None
@@ -234,12 +247,8 @@ class _Run:
             "prompts": {"twins": parts.prompts.twin_count, **prompt_cuts(parts.prompts, parts.split)},
             "base_model": parts.base.name,
             "recommender": None if parts.recommender is None else parts.recommender.recommender_type,
-            "settings": {
-                **self.arguments.trajectory(),
-                # Names instead of paths: nothing of this machine goes into what is shared.
-                **{name: Path(getattr(self.arguments, name)).name for name in ("recommender", "template")},
-                "processes": self.accelerator.num_processes,
-            },
+            "data": data_hash(parts.data),
+            "settings": {**settings_of(self.arguments), "processes": self.accelerator.num_processes},
             "adapter": to_json(parts.model.peft_config[ADAPTER].to_dict()),
             "seconds": self.seconds,
             **provenance(parts.model, self.accelerator.device),

@@ -14,6 +14,7 @@ from peft import PeftModel
 
 from ..data import Interactions, LeaveOneOut, PromptEncoder
 
+RESULTS_FILE = "results.json"
 PACKAGES = ("peft_bituning", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 

@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from ..catalog.encoder import HistoryEncoder
@@ -18,29 +19,22 @@ from ..errors import CheckpointError, InputError, NonFiniteLossError
 from ..tuners.bituning import BiTuningModel, PrefixEncoder
 from .arguments import LaserArguments
 from .batches import plan_updates
-from .checkpoint import (
-    Checkpoint,
-    CheckpointStore,
-    differences,
-    flatten_optimizer,
-    random_state,
-    restore_optimizer,
-    restore_random_state,
-)
+from .checkpoint import Checkpoint, CheckpointStore
 from .loop import AFTER_NON_FINITE, UpdateLoop
 from .parameter_groups import parameter_groups
 from .ranking import rank_users
-from .sharding import prepare_model
+from .resumable import ResumableTraining
 from .stage_result import ItemSide, StageResult, Weights
-from .state import RunningMeans, TrainingState
+from .state import RunningMeans
 from .tables import TABLES, encode_table, weights_hash
 
 logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
+ITEMS = "items-"  # the tensors of an item side in a checkpoint, by its epoch
 
 
-class TwoStageTraining:
+class TwoStageTraining(ResumableTraining):
     """Trains the adapter: stage 1 refreshes the item table every epoch, stage 2 keeps the best one.
 
     Stage 1 encodes the table with the weights A at the start of an epoch, trains against it and validates the new
@@ -59,6 +53,8 @@ class TwoStageTraining:
         identity: hashes of data, recommender and base model that a resumed run must share.
     """
 
+    constant_groups = ITEMS
+
     def __init__(
         self,
         accelerator: Accelerator,
@@ -70,47 +66,19 @@ class TwoStageTraining:
         store: CheckpointStore,
         identity: dict[str, Any],
     ) -> None:
-        self.accelerator = accelerator
+        super().__init__(accelerator, model, arguments, store, identity)
         self.model = model
         self.encoder = encoder
         self.split = split
         self.num_items = num_items
-        self.arguments = arguments
-        self.store = store
-        self.identity = {**identity, "arguments": arguments.trajectory(), "processes": accelerator.num_processes}
-        self.state = TrainingState()
         self.validation = validation_samples(split, arguments)
         parameter_groups(model, arguments.learning_rate, arguments)  # refuses what does not fit before any work
-        self.rows_per_update = (
-            arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
-        )
         self.items: ItemSide | None = None
         self.best: StageResult | None = None
         self.stage1: StageResult | None = None
-        self._saved: Checkpoint | None = None
         self._loop: UpdateLoop | None = None
-        # Prepared before anything is encoded: mixed precision then holds for every item table, resumed or not.
-        self._prepared = prepare_model(accelerator, model)
-        self._started = time.perf_counter()
 
     # ------------------------------------------------------------------ stages
-
-    def read_checkpoint(self) -> None:
-        """Read the last checkpoint where `arguments.resume` is set; `run` goes on from there.
-
-        Raises:
-            CheckpointError: the checkpoint belongs to another run, or every one is damaged.
-        """
-        if not self.arguments.resume:
-            return
-        self._saved = self.store.load_latest()
-        if self._saved is None:
-            logger.info("there is no checkpoint to go on from: training starts at the beginning")
-        elif different := differences(self._saved.state["identity"], self.identity):
-            raise CheckpointError(
-                f"the checkpoint belongs to another run: {'; '.join(different)}; resume with the same settings, or "
-                "start again with --overwrite_output_dir"
-            )
 
     def run(self, first_table: ItemTable | None = None) -> tuple[StageResult, StageResult]:
         """Run both stages, from the checkpoint that `read_checkpoint` found, if any.
@@ -240,10 +208,6 @@ class TwoStageTraining:
     # ------------------------------------------------------------------ pieces
 
     @property
-    def _progress(self) -> bool:
-        return self.accelerator.is_main_process and not self.arguments.disable_tqdm
-
-    @property
     def _one_pass_a_user(self) -> bool:
         """Whether a user's rows are put together; an encoder that reads nothing of a row gives all the same prefix."""
         if self.arguments.group_cuts is not None:
@@ -336,67 +300,36 @@ class TwoStageTraining:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save(self) -> None:
-        """Write a checkpoint; all processes call it."""
-        states = gather_object([random_state()])
-        if self.accelerator.is_main_process:
-            state = self.state
-            state.seconds += time.perf_counter() - self._started
-            self._started = time.perf_counter()
-            groups = {"adapter": self._weights()}
-            sides = [self.items]
-            numbers: dict[str, int] = {}
-            kept: dict[str, Any] = {}
-            for name, result in (("best", self.best), ("stage1", self.stage1)):
-                if result is not None:
-                    groups[name] = result.user_weights
-                    numbers[name] = result.item_side.epoch
-                    kept[name] = {"epoch": result.epoch, "valid": result.valid}
-                    sides.append(result.item_side)
-            if self.items is not None:
-                numbers["current"] = self.items.epoch
-            groups |= {f"items-{side.epoch}": side.to_tensors() for side in sides if side is not None}
-            values: dict[str, Any] = {
-                "identity": self.identity,
-                "training": state.to_dict(),
-                "random": states,
-                "item_sides": numbers,
-                "kept": kept,
-                "optimizer": None,
-                "scheduler": None,
-            }
-            if self._loop is not None:
-                values["optimizer"], tensors = flatten_optimizer(self._loop.optimizer)
-                values["scheduler"] = self._loop.scheduler.state_dict()
-                groups["optimizer"] = tensors
-            if self.accelerator.scaler is not None:
-                values["scaler"] = self.accelerator.scaler.state_dict()
-            self.store.save(state.global_step, Checkpoint(values, groups), constant="items-")
-        self.accelerator.wait_for_everyone()
+    def _moving(self) -> tuple[torch.optim.Optimizer, LRScheduler] | None:
+        return None if self._loop is None else (self._loop.optimizer, self._loop.scheduler)
 
-    def _restore(self, saved: Checkpoint) -> None:
-        tensors = saved.tensors
-        self.state = TrainingState.from_dict(saved.state["training"])
+    def _kept(self) -> Checkpoint:
+        groups = {"adapter": self._weights()}
+        sides = [self.items]
+        numbers: dict[str, int] = {}
+        kept: dict[str, Any] = {}
+        for name, result in (("best", self.best), ("stage1", self.stage1)):
+            if result is not None:
+                groups[name] = result.user_weights
+                numbers[name] = result.item_side.epoch
+                kept[name] = {"epoch": result.epoch, "valid": result.valid}
+                sides.append(result.item_side)
+        if self.items is not None:
+            numbers["current"] = self.items.epoch
+        groups |= {f"{ITEMS}{side.epoch}": side.to_tensors() for side in sides if side is not None}
+        return Checkpoint({"item_sides": numbers, "kept": kept}, groups)
+
+    def _put_back(self, saved: Checkpoint) -> None:
+        tensors, numbers = saved.tensors, saved.state["item_sides"]
         self.set_weights(tensors["adapter"])
-        sides = {
-            epoch: ItemSide.from_tensors(epoch, tensors[f"items-{epoch}"])
-            for epoch in set(saved.state["item_sides"].values())
-        }
-        numbers = saved.state["item_sides"]
+        sides = {epoch: ItemSide.from_tensors(epoch, tensors[f"{ITEMS}{epoch}"]) for epoch in set(numbers.values())}
         self.items = sides[numbers["current"]] if "current" in numbers else None
         results = {
             name: StageResult(tensors[name], sides[numbers[name]], **kept) for name, kept in saved.state["kept"].items()
         }
         self.best, self.stage1 = results.get("best"), results.get("stage1")
         if saved.state["optimizer"] is not None:
-            loop = self._start_loop()
-            restore_optimizer(loop.optimizer, saved.state["optimizer"], tensors["optimizer"])
-            loop.scheduler.load_state_dict(saved.state["scheduler"])
-        if self.accelerator.scaler is not None and "scaler" in saved.state:
-            self.accelerator.scaler.load_state_dict(saved.state["scaler"])
-        restore_random_state(saved.state["random"][self.accelerator.process_index])
-        state = self.state
-        logger.info("resuming at stage %d, epoch %d, update %d", state.stage, state.epoch + 1, state.update)
+            self._start_loop()
 
 
 def validation_samples(split: LeaveOneOut, arguments: LaserArguments) -> list[Sample]:
