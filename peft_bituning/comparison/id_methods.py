@@ -99,7 +99,7 @@ def run_ssna(trial: Trial) -> TrialResult:
             trial.load_base(),
             trial.folder / "ssna",
             SSNAConfig(seed=trial.arguments.seed, **settings.get("model", {})),
-            batch_size=trial.arguments.per_device_eval_batch_size,
+            states_batch_size=trial.arguments.per_device_eval_batch_size,
             device=trial.device,
             progress=not trial.arguments.disable_tqdm,
             **settings.get("fit", {}),

@@ -96,3 +96,22 @@ def test_unknown_settings_are_refused(make_trial: Callable[..., Trial]) -> None:
         METHODS["item-knn"].run(make_trial("item-knn", k=3))
     with pytest.raises(ConfigurationError, match=r"settings of popularity must be among \(none\), got k"):
         METHODS["popularity"].run(make_trial("popularity", k=3))
+
+
+def test_ssna_is_trained_as_its_own_defaults_say(
+    make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch size of encoding is not that of training."""
+    from peft_bituning.ssna import fit as ssna_fit
+
+    seen: list[dict[str, Any]] = []
+    train = ssna_fit.fit_recommender
+
+    def spy(*args: Any, **settings: Any) -> Any:
+        seen.append(settings)
+        return train(*args, **settings)
+
+    monkeypatch.setattr(ssna_fit, "fit_recommender", spy)
+    METHODS["ssna"].run(make_trial("ssna", fit={"epochs": 2}))
+    expected = {**ssna_fit.default_ssna_arguments(), "epochs": 2, "seed": 0}
+    assert {name: seen[0][name] for name in expected} == expected
