@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..base_models import BaseModel
 from ..errors import ConfigurationError
 from ..matmul import fast_cpu_matmul
 from ..recommenders import (
@@ -136,12 +137,11 @@ def text_vectors(trial: Trial) -> torch.Tensor:
     from ..ssna import cache_item_states
 
     base = trial.load_base()
-    name = _digest([base.name, base.fingerprint(), data_hash(trial.data)])
     with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
         states = cache_item_states(
             base,
             trial.data.items,
-            trial.shared / f"states-{name}",
+            states_folder(trial, base, []),
             num_layers=1,
             pooling="mean",
             batch_size=trial.arguments.per_device_eval_batch_size,
@@ -149,6 +149,17 @@ def text_vectors(trial: Trial) -> torch.Tensor:
             progress=not trial.arguments.disable_tqdm,
         )
     return states.values[:, -1].float()
+
+
+def states_folder(trial: Trial, base: BaseModel, more: list[Any]) -> Path:
+    """Name the folder of the states of the items' texts, which trials of all seeds share.
+
+    Args:
+        trial: gives the items and the shared folder.
+        base: the language model.
+        more: what else decides the states.
+    """
+    return trial.shared / f"states-{_digest([base.name, base.fingerprint(), data_hash(trial.data), *more])}"
 
 
 def _from_counts(trial: Trial) -> IDRecommender:

@@ -11,7 +11,7 @@ from ..evaluation import evaluate_ranking, history_scorer
 from ..evaluation.evaluator import HistoryRecommender
 from ..matmul import fast_cpu_matmul
 from ..recommenders import FitReport, ItemKNN, Popularity
-from .frozen_recommenders import fit_over_texts, frozen_recommender, text_vectors
+from .frozen_recommenders import fit_over_texts, frozen_recommender, states_folder, text_vectors
 from .measuring import Meter, time_users
 from .trial import Trial, TrialResult, register_method
 
@@ -92,14 +92,18 @@ def run_ssna(trial: Trial) -> TrialResult:
     from ..ssna import SSNAConfig, fit_ssna
 
     settings = trial.only("fit", "model")
+    config = SSNAConfig(seed=trial.arguments.seed, **settings.get("model", {}))
+    base = trial.load_base()
     meter = Meter(trial.device)
     with meter.phase("training"), fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
         model, report = fit_ssna(
             trial.data,
-            trial.load_base(),
+            base,
             trial.folder / "ssna",
-            SSNAConfig(seed=trial.arguments.seed, **settings.get("model", {})),
+            config,
             states_batch_size=trial.arguments.per_device_eval_batch_size,
+            states_dir=states_folder(trial, base, [config.num_layers, config.pooling]),
+            overwrite_states=True,
             device=trial.device,
             progress=not trial.arguments.disable_tqdm,
             **settings.get("fit", {}),

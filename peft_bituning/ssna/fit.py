@@ -35,6 +35,7 @@ def fit_ssna(
     template: PromptTemplate = ITEM_TEXT,
     states_dtype: str = "float32",
     states_batch_size: int = 16,
+    states_dir: str | Path | None = None,
     overwrite_states: bool = False,
     progress: bool = False,
     device: torch.device | str | None = None,
@@ -42,7 +43,7 @@ def fit_ssna(
 ) -> tuple[SSNA, FitReport]:
     """Cache the items' states, let go of the language model, train beside it, save.
 
-    The states are kept in `output_dir/states`; a second call, or one after a kill, finds what is finished there.
+    The states are kept; a second call, or one after a kill, finds what is finished of them.
 
     Args:
         interactions: The users' histories and the catalog; the last item of each is left for testing, the last but one
@@ -53,6 +54,7 @@ def fit_ssna(
         template: How an item is put into words.
         states_dtype: Type of the cached states.
         states_batch_size: Items a forward pass of the language model.
+        states_dir: Where the states are kept, for several runs to share; None is `output_dir/states`.
         overwrite_states: Replace states of another origin.
         progress: Show bars.
         device: Where the language model runs and the side network is trained; None is the CPU, or where a loaded
@@ -64,7 +66,7 @@ def fit_ssna(
 
     Raises:
         ConfigurationError: A setting is out of its range.
-        ArtifactError: `output_dir/states` holds states of another origin.
+        ArtifactError: The folder of the states holds some of another origin.
         NonFiniteLossError: The loss is NaN or infinite.
     """
     config = config or SSNAConfig()
@@ -75,7 +77,7 @@ def fit_ssna(
     states: ItemStates = cache_item_states(
         base,
         interactions.items,
-        folder / STATES_FOLDER,
+        folder / STATES_FOLDER if states_dir is None else states_dir,
         num_layers=config.num_layers,
         pooling=config.pooling,
         template=template,

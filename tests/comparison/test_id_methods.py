@@ -113,5 +113,9 @@ def test_ssna_is_trained_as_its_own_defaults_say(
 
     monkeypatch.setattr(ssna_fit, "fit_recommender", spy)
     METHODS["ssna"].run(make_trial("ssna", fit={"epochs": 2}))
+    (states,) = (make_trial("ssna").shared).glob("states-*/states.safetensors")
+    stamp = states.stat().st_mtime_ns
+    METHODS["ssna"].run(make_trial("ssna", seed=1, fit={"epochs": 1}))  # another seed reads the same states
+    assert states.stat().st_mtime_ns == stamp
     expected = {**ssna_fit.default_ssna_arguments(), "epochs": 2, "seed": 0}
     assert {name: seen[0][name] for name in expected} == expected
