@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from comparison.cells import alone_in
 from transformers import HfArgumentParser
 
 from peft_bituning.base_models import load_base_model
@@ -163,6 +164,12 @@ def run_cell(cell: Cell, options: Options, arguments: LaserArguments, data: Inte
         shared,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
+    with alone_in(cell.folder):
+        if cell.read() is None:
+            _run(cell, trial, options)
+
+
+def _run(cell: Cell, trial: Trial, options: Options) -> None:
     asked = (options.num_candidates, options.candidate_seed, options.max_test_users or None)
     try:
         result = run_answers(trial, *asked)
@@ -181,7 +188,6 @@ def run_cell(cell: Cell, options: Options, arguments: LaserArguments, data: Inte
         "details": result.details,
         "answers": result.report.to_list(),
     }
-    cell.folder.mkdir(parents=True, exist_ok=True)
     write_whole(cell.folder / CELL_FILE, json.dumps(values, indent=1))
     forget_checkpoints(cell.folder)
 

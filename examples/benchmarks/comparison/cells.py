@@ -138,7 +138,7 @@ def run_cell(plan: Plan, cell: Cell, data: Interactions) -> None:
         cell.keeps_weights,
     )
     started = time.perf_counter()
-    with _alone_in(cell.folder):
+    with alone_in(cell.folder):
         if read_cell(cell) is not None:
             return
         (cell.folder / ERROR_FILE).unlink(missing_ok=True)
@@ -150,6 +150,19 @@ def run_cell(plan: Plan, cell: Cell, data: Interactions) -> None:
             result = METHODS[cell.method].run(trial)
         _write(cell, result, data, time.perf_counter() - started)
         forget_checkpoints(cell.folder)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a cell's folder for this process; another one waits.
+
+    Args:
+        folder: made where it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _end_with_parent() -> None:
@@ -215,12 +228,3 @@ def _kept_weights(source: Cell) -> KeptWeights:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a cell's folder for this process; another one waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
