@@ -1,6 +1,7 @@
 """The methods that tune no language model: counting, sequence models over ids, models over frozen text states."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -10,10 +11,12 @@ from torch import nn
 from ..evaluation import evaluate_ranking, history_scorer
 from ..evaluation.evaluator import HistoryRecommender
 from ..matmul import fast_cpu_matmul
-from ..recommenders import FitReport, ItemKNN, Popularity
+from ..recommenders import FitReport, ItemKNN, Popularity, ScoreSum, TextSimilarity
 from .frozen_recommenders import fit_over_texts, frozen_recommender, states_folder, text_vectors
 from .measuring import Meter, time_users
 from .trial import Trial, TrialResult, register_method
+
+TEXT_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @register_method("popularity", is_random=False)
@@ -53,8 +56,6 @@ def run_sequence_model(trial: Trial) -> TrialResult:
 @register_method("text-similarity", is_random=False, uses_language_model=True)
 def run_text_similarity(trial: Trial) -> TrialResult:
     """Compare the language model's mean states of the items' texts, without training."""
-    from ..recommenders import TextSimilarity
-
     settings = trial.only("decay", "centre")
     meter = Meter(trial.device)
     with meter.phase("training"):
@@ -64,15 +65,22 @@ def run_text_similarity(trial: Trial) -> TrialResult:
 
 @register_method("item-knn+text", is_random=False, uses_language_model=True)
 def run_item_knn_and_text(trial: Trial) -> TrialResult:
-    """Add item-kNN and text similarity, without training."""
-    from ..recommenders import ScoreSum, TextSimilarity
-
-    weight = float(trial.only("text_weight").get("text_weight", 4.0))
+    """Add item-kNN and text similarity; a `text_weight` that is not given is chosen on validation."""
+    given = trial.only("text_weight").get("text_weight")
     meter = Meter(trial.device)
     with meter.phase("training"):
-        counted = ItemKNN(trial.num_items).fit(known_sequences(trial))
-        model = ScoreSum([(1.0, counted), (weight, TextSimilarity(text_vectors(trial)))])
-    return _ranked(trial, meter, cast(HistoryRecommender, model))
+        text = TextSimilarity(text_vectors(trial))
+        trained, known = (
+            ItemKNN(trial.num_items).fit(events) for events in (trial.split.train_sequences, known_sequences(trial))
+        )
+        samples = trial.split.samples("valid")
+        reached = {
+            weight: evaluate_ranking(history_scorer(_summed(trained, weight, text)), samples).metrics()
+            for weight in (TEXT_WEIGHTS if given is None else (float(given),))
+        }
+        best = max(reached, key=lambda weight: reached[weight]["unfiltered"]["ndcg@10"])
+        model = _summed(known, best, text)
+    return replace(_ranked(trial, meter, model), valid=reached[best], details={"text_weight": best})
 
 
 @register_method("zesrec", uses_language_model=True, takes_share=True)
@@ -115,6 +123,10 @@ def known_sequences(trial: Trial) -> list[Sequence[int]]:
     """Return every user's training and validation events, for methods that only count."""
     known = {sample.user: list(sample.history) for sample in trial.split.samples("test")}
     return [known.get(user, sequence) for user, sequence in enumerate(trial.split.train_sequences)]
+
+
+def _summed(counted: ItemKNN, weight: float, text: TextSimilarity) -> HistoryRecommender:
+    return cast(HistoryRecommender, ScoreSum([(1.0, counted), (weight, text)]))
 
 
 def _ranked(

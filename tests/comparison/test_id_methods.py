@@ -11,11 +11,12 @@ import torch
 
 from peft_bituning.base_models import BaseModel
 from peft_bituning.comparison import METHODS, Trial
-from peft_bituning.comparison.id_methods import known_sequences
+from peft_bituning.comparison.frozen_recommenders import text_vectors
+from peft_bituning.comparison.id_methods import TEXT_WEIGHTS, known_sequences
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.evaluation import evaluate_ranking, history_scorer
-from peft_bituning.recommenders import ItemKNN, Popularity, load_recommender
+from peft_bituning.recommenders import ItemKNN, Popularity, ScoreSum, TextSimilarity, load_recommender
 from peft_bituning.training import LaserArguments
 
 SHORT = {"fit": {"epochs": 1}}
@@ -58,7 +59,8 @@ def test_every_method_ranks_every_test_user(
     assert ranks.shape == (13,) and (ranks >= 1).all() and (ranks <= 10).all()
     counts = method in ("popularity", "item-knn", "text-similarity", "item-knn+text")
     assert METHODS[method].is_random != counts
-    assert (result.trainable_parameters == 0) == counts == (result.valid is None)
+    assert (result.trainable_parameters == 0) == counts
+    assert (result.valid is None) == (counts and method != "item-knn+text")
     assert result.phases["user"]["seconds"] > 0
 
 
@@ -70,6 +72,24 @@ def test_counting_sees_the_validation_item(make_trial: Callable[..., Trial]) -> 
         expected = evaluate_ranking(history_scorer(model.fit(known)), trial.split.samples("test"))
         found = METHODS[method].run(make_trial(method)).report
         np.testing.assert_array_equal(found.ranks_filtered, expected.ranks_filtered)
+
+
+def test_the_weight_of_the_text_is_chosen_on_validation(make_trial: Callable[..., Trial]) -> None:
+    """By what the counts of the training events alone reach there; the test users are ranked by all that is known."""
+    trial = make_trial("item-knn+text")
+    reached = {
+        weight: METHODS[trial.method].run(make_trial(trial.method, text_weight=weight)) for weight in TEXT_WEIGHTS
+    }
+    ndcg = {weight: result.valid["unfiltered"]["ndcg@10"] for weight, result in reached.items()}
+    assert len(set(ndcg.values())) > 1
+    chosen = METHODS[trial.method].run(trial)
+    best = chosen.details["text_weight"]
+    assert ndcg[best] == max(ndcg.values())
+    np.testing.assert_array_equal(chosen.report.ranks_unfiltered, reached[best].report.ranks_unfiltered)
+    text = TextSimilarity(text_vectors(trial))
+    parts = [(1.0, ItemKNN(10).fit(trial.split.train_sequences)), (best, text)]
+    valid = evaluate_ranking(history_scorer(ScoreSum(parts)), trial.split.samples("valid")).metrics()
+    assert valid == chosen.valid
 
 
 def test_trials_of_one_seed_share_the_recommender(make_trial: Callable[..., Trial]) -> None:
