@@ -39,6 +39,7 @@ class CandidateRun:
         set_seed(arguments.seed)
         self.known: IDRecommender | None = None
         self._seconds: float | None = None
+        self.epochs: list[dict[str, Any]] = []
         if reads_recommender:
             self.known, self._seconds = frozen_recommender(trial, arguments.recommender, self.accelerator)
             self.known = self.known.to(self.device).eval()

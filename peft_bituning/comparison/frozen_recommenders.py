@@ -68,8 +68,7 @@ def frozen_recommender(
     if trial.drawn is not None:
         origin.append(trial.drawn)
     if kind in OVER_TEXTS:
-        base = trial.load_base()
-        origin += [base.name, base.fingerprint()]
+        origin += _names(trial.load_base())  # let go of at once: the states are made from one of their own
     folder = trial.shared / f"{kind}-{_digest(origin)}"
     seconds_file = folder.with_suffix(".json")
     if not seconds_file.is_file():
@@ -159,7 +158,11 @@ def states_folder(trial: Trial, base: BaseModel, more: list[Any]) -> Path:
         base: the language model.
         more: what else decides the states.
     """
-    return trial.shared / f"states-{_digest([base.name, base.fingerprint(), data_hash(trial.data), *more])}"
+    return trial.shared / f"states-{_digest([*_names(base), data_hash(trial.data), *more])}"
+
+
+def _names(base: BaseModel) -> list[Any]:
+    return [base.name, base.fingerprint()]
 
 
 def _from_counts(trial: Trial) -> IDRecommender:

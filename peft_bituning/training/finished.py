@@ -49,12 +49,18 @@ def load_finished(
         The recommender; None where the folder holds no finished run.
 
     Raises:
-        CheckpointError: it holds one of other settings or data.
+        CheckpointError: it holds one of other settings or data, or one whose results cannot be read.
     """
     folder = Path(arguments.output_dir)
     if not (folder / RESULTS_FILE).is_file():
         return None
-    results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+    try:
+        results = dict(json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{RESULTS_FILE} of the finished run in {folder} cannot be read ({error}); choose another folder, or train "
+            "anew there without --resume"
+        ) from error
     inherited = {each.name for each in fields(PeftConfig)}
     given = {name: value for name, value in to_json(config.to_dict()).items() if value is not None}
     asked: dict[str, Any] = {

@@ -31,7 +31,7 @@ def parameter_groups(model: nn.Module, rate: float, arguments: LaserArguments) -
     if all(ratio == 1 for ratio in ratios.values()):
         return [{"params": trained, "lr": rate}]
     tokens = dict(zip(ratios, (_prefix_tokens(model), _suffixes(model)), strict=True))
-    apart = {name: [each for each in trained if id(each) in set(map(id, tokens[name]))] for name in ratios}
+    apart = {name: [each for each in found if each.requires_grad] for name, found in tokens.items()}
     if missing := [name for name, ratio in ratios.items() if ratio != 1 and not apart[name]]:
         raise ConfigurationError(
             f"{' and '.join(missing)} must be 1 for an adapter that trains no such tokens, got "

@@ -69,6 +69,14 @@ def test_other_data_and_parts_are_refused(no_training: LaserRecommender, train: 
         train(prefix_text="a b", resume=True, known=Precomputed(torch.ones(10, 8)))
 
 
+def test_damaged_results_are_named(no_training: LaserRecommender, train: Train, tmp_path: Path) -> None:
+    path = tmp_path / "output" / "results.json"
+    for text in (path.read_text()[:-40], "7"):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match="results.json of the finished run in .* cannot be read"):
+            train(prefix_text="a b", resume=True)
+
+
 def test_another_template_object_is_refused(
     no_training: LaserRecommender, few: Interactions, tiny_base: Any, tmp_path: Path
 ) -> None:
