@@ -1,5 +1,6 @@
 """The frozen recommender that a trial's language model reads: over ids, over texts, or counted."""
 
+import gc
 import hashlib
 import json
 import shutil
@@ -25,6 +26,7 @@ from ..recommenders import (
     fit_recommender,
     load_recommender,
 )
+from ..ssna import ItemStates, cache_item_states
 from ..training.arguments import RECOMMENDERS
 from ..training.frozen import provide_recommender
 from ..training.results import data_hash, write_whole
@@ -128,37 +130,39 @@ def fit_over_texts(
 
 
 def text_vectors(trial: Trial) -> torch.Tensor:
-    """Return the language model's last states of every item's text, averaged over its tokens [I, D]; kept on disk.
+    """Return the language model's last states of every item's text, averaged over its tokens [I, D].
 
     Args:
         trial: gives the language model, the items and the shared folder.
     """
-    from ..ssna import cache_item_states
+    return text_states(trial, 1, "mean").values[:, -1].float()
 
+
+def text_states(trial: Trial, num_layers: int, pooling: str) -> ItemStates:
+    """Return the language model's states of every item's text, kept on disk for trials of all seeds; it is let go of.
+
+    Args:
+        trial: gives the language model, the items and the shared folder.
+        num_layers: of how many layers, from the top.
+        pooling: `last` or `mean`, over an item's tokens.
+    """
     base = trial.load_base()
+    base.model.to(trial.device)  # type: ignore[arg-type]
+    name = _digest([*_names(base), data_hash(trial.data), num_layers, pooling])
     with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
         states = cache_item_states(
             base,
             trial.data.items,
-            states_folder(trial, base, []),
-            num_layers=1,
-            pooling="mean",
+            trial.shared / f"states-{name}",
+            num_layers=num_layers,
+            pooling=pooling,
             batch_size=trial.arguments.per_device_eval_batch_size,
             overwrite=True,
             progress=not trial.arguments.disable_tqdm,
         )
-    return states.values[:, -1].float()
-
-
-def states_folder(trial: Trial, base: BaseModel, more: list[Any]) -> Path:
-    """Name the folder of the states of the items' texts, which trials of all seeds share.
-
-    Args:
-        trial: gives the items and the shared folder.
-        base: the language model.
-        more: what else decides the states.
-    """
-    return trial.shared / f"states-{_digest([*_names(base), data_hash(trial.data), *more])}"
+    del base
+    gc.collect()  # a model refers to itself in circles
+    return states
 
 
 def _names(base: BaseModel) -> list[Any]:

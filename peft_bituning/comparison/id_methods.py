@@ -12,7 +12,8 @@ from ..evaluation import evaluate_ranking, history_scorer
 from ..evaluation.evaluator import HistoryRecommender
 from ..matmul import fast_cpu_matmul
 from ..recommenders import FitReport, ItemKNN, Popularity, ScoreSum, TextSimilarity
-from .frozen_recommenders import fit_over_texts, frozen_recommender, states_folder, text_vectors
+from ..ssna import SSNAConfig, train_ssna
+from .frozen_recommenders import fit_over_texts, frozen_recommender, text_states, text_vectors
 from .measuring import Meter, time_users
 from .trial import Trial, TrialResult, register_method
 
@@ -97,21 +98,15 @@ def run_text_sequence_model(trial: Trial) -> TrialResult:
 @register_method("ssna", uses_language_model=True)
 def run_ssna(trial: Trial) -> TrialResult:
     """Train the side network on the language model's cached states."""
-    from ..ssna import SSNAConfig, fit_ssna
-
     settings = trial.only("fit", "model")
     config = SSNAConfig(seed=trial.arguments.seed, **settings.get("model", {}))
-    base = trial.load_base()
     meter = Meter(trial.device)
     with meter.phase("training"), fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
-        model, report = fit_ssna(
+        model, report = train_ssna(
             trial.data,
-            base,
+            text_states(trial, config.num_layers, config.pooling),
             trial.folder / "ssna",
             config,
-            states_batch_size=trial.arguments.per_device_eval_batch_size,
-            states_dir=states_folder(trial, base, [config.num_layers, config.pooling]),
-            overwrite_states=True,
             device=trial.device,
             progress=not trial.arguments.disable_tqdm,
             **settings.get("fit", {}),

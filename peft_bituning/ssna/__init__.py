@@ -3,7 +3,7 @@
 from ..recommenders.loading import register_recommender
 from .caching import ITEM_TEXT, cache_item_states
 from .config import SSNAConfig
-from .fit import default_ssna_arguments, fit_ssna
+from .fit import default_ssna_arguments, fit_ssna, train_ssna
 from .item_states import ItemStates
 from .model import SSNA
 from .side_network import SideAdapter, SideNetwork
@@ -20,4 +20,5 @@ __all__ = [
     "cache_item_states",
     "default_ssna_arguments",
     "fit_ssna",
+    "train_ssna",
 ]

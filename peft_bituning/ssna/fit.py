@@ -41,9 +41,10 @@ def fit_ssna(
     device: torch.device | str | None = None,
     **fit_arguments: Any,
 ) -> tuple[SSNA, FitReport]:
-    """Cache the items' states, let go of the language model, train beside it, save.
+    """Cache the items' states, let go of the language model, train beside it, save: the two steps of `train_ssna`.
 
-    The states are kept; a second call, or one after a kill, finds what is finished of them.
+    The states are kept; a second call, or one after a kill, finds what is finished of them. A language model that is
+    given loaded stays in memory as long as the caller holds it.
 
     Args:
         interactions: The users' histories and the catalog; the last item of each is left for testing, the last but one
@@ -74,7 +75,7 @@ def fit_ssna(
     base = load_base_model(base_model)
     if device is not None:
         base.model.to(device)  # type: ignore[arg-type]
-    states: ItemStates = cache_item_states(
+    states = cache_item_states(
         base,
         interactions.items,
         folder / STATES_FOLDER if states_dir is None else states_dir,
@@ -86,13 +87,46 @@ def fit_ssna(
         overwrite=overwrite_states,
         progress=progress,
     )
-    del base
+    del base, base_model
     gc.collect()  # a model refers to itself in circles
+    return train_ssna(interactions, states, folder, config, progress=progress, device=device, **fit_arguments)
+
+
+def train_ssna(
+    interactions: Interactions,
+    states: ItemStates,
+    output_dir: str | Path,
+    config: SSNAConfig | None = None,
+    *,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+    **fit_arguments: Any,
+) -> tuple[SSNA, FitReport]:
+    """Train the side network on states that are there, without a language model, and save it.
+
+    Args:
+        interactions: The users' histories; the last item of each is left for testing, the last but one decides when to
+            stop.
+        states: Those of the catalog's items, as `cache_item_states` makes them.
+        output_dir: Takes the model's files.
+        config: Sizes, pooling and seed; None takes the defaults.
+        progress: Show bars.
+        device: Where the side network is trained; None is the CPU.
+        fit_arguments: Changes to `default_ssna_arguments`, as `fit_recommender` takes them, such as `epochs`.
+
+    Returns:
+        The trained model in evaluation mode, saved in `output_dir`, and what happened in training.
+
+    Raises:
+        ConfigurationError: A setting is out of its range.
+        NonFiniteLossError: The loss is NaN or infinite.
+    """
+    config = config or SSNAConfig()
     split = LeaveOneOut(interactions.histories)
     model = SSNA.from_states(states, config)
     settings = {"seed": config.seed, **default_ssna_arguments(), **fit_arguments}
     report = fit_recommender(
         model, split.train_sequences, split.samples("valid"), progress=progress, device=device, **settings
     )
-    model.save_pretrained(folder)
+    model.save_pretrained(output_dir)
     return model, report

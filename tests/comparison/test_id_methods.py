@@ -1,7 +1,9 @@
 """The methods beside the language model, as trials of a comparison."""
 
 import json
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,22 @@ import pytest
 import torch
 
 from peft_bituning.base_models import BaseModel
-from peft_bituning.comparison import METHODS, Trial
+from peft_bituning.comparison import METHODS, Trial, frozen_recommenders
 from peft_bituning.comparison.frozen_recommenders import text_vectors
 from peft_bituning.comparison.id_methods import TEXT_WEIGHTS, known_sequences
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.evaluation import evaluate_ranking, history_scorer
-from peft_bituning.recommenders import ItemKNN, Popularity, ScoreSum, TextSimilarity, load_recommender
+from peft_bituning.recommenders import (
+    FitReport,
+    ItemKNN,
+    Popularity,
+    ScoreSum,
+    TextSimilarity,
+    fit_recommender,
+    load_recommender,
+)
+from peft_bituning.ssna import fit as ssna_fit
 from peft_bituning.training import LaserArguments
 
 SHORT = {"fit": {"epochs": 1}}
@@ -118,18 +129,38 @@ def test_unknown_settings_are_refused(make_trial: Callable[..., Trial]) -> None:
         METHODS["popularity"].run(make_trial("popularity", k=3))
 
 
+@pytest.mark.parametrize("method", ["zesrec", "fdsa", "ssna"])
+def test_the_language_model_is_let_go_of_before_training(
+    method: str, make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Any]] = []
+    trainings: list[int] = []
+    trial = make_trial(method, **SHORT)
+
+    def load() -> BaseModel:
+        base = trial.load_base()
+        loaded.append(weakref.ref(base.model))
+        return base
+
+    def train(*args: Any, **settings: Any) -> FitReport:
+        trainings.append(sum(reference() is not None for reference in loaded))
+        return fit_recommender(*args, **settings)
+
+    monkeypatch.setattr(frozen_recommenders, "fit_recommender", train)
+    monkeypatch.setattr(ssna_fit, "fit_recommender", train)
+    METHODS[method].run(replace(trial, load_base=load))
+    assert loaded and trainings == [0]
+
+
 def test_ssna_is_trained_as_its_own_defaults_say(
     make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The batch size of encoding is not that of training."""
-    from peft_bituning.ssna import fit as ssna_fit
-
     seen: list[dict[str, Any]] = []
-    train = ssna_fit.fit_recommender
 
     def spy(*args: Any, **settings: Any) -> Any:
         seen.append(settings)
-        return train(*args, **settings)
+        return fit_recommender(*args, **settings)
 
     monkeypatch.setattr(ssna_fit, "fit_recommender", spy)
     METHODS["ssna"].run(make_trial("ssna", fit={"epochs": 2}))
