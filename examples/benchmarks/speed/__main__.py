@@ -3,9 +3,10 @@
     python examples/benchmarks/speed                       # all that are timed
     python examples/benchmarks/speed memory
     python examples/benchmarks/speed train_step --steps    # and what lies between textbook and ours
+    python examples/benchmarks/speed train_step encode --items 48 --dataset folder:PATH
 
 `train_step` and `encode` take the quickstart's language model and films, or random ones where their packages are
-missing; the rows of sentence-transformers and faiss want those packages.
+missing, or histories and titles of your own; the rows of sentence-transformers and faiss want those packages.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import limit
 import loss
 import memory
 import rank
+import setting
 import torch
 import train_step
 
@@ -41,10 +43,13 @@ def main() -> None:
         default=[4385, 1_000_000],
         help="items of the loss's and the index's table",
     )
+    parser.add_argument("--dataset", help="for train_step, encode and memory: data as `fit` reads it, not films")
     arguments = parser.parse_args()
     chosen = arguments.benchmarks or BENCHMARKS[:-1]
     if unknown := set(chosen) - set(BENCHMARKS):
         parser.error(f"choose from {', '.join(BENCHMARKS)}, got {', '.join(sorted(unknown))}")
+    if arguments.dataset:
+        os.environ[setting.DATASET] = arguments.dataset  # for the processes of memory, too
     torch.set_num_threads(1)
     default, best, exact = limit.measure()
     print(

@@ -31,12 +31,13 @@ class Titles:
     """
 
     def __init__(self, items: int) -> None:
-        data, base = setting.films(), setting.language_model()
+        data, base = setting.interactions(), setting.language_model()
         self.prompts = PromptEncoder(PRESETS["paper"], base.tokenizer, data.items)
         self.collator = HistoryCollator(self.prompts, base.tokenizer.pad_token_id or 0, 1)
-        self.items = random.Random(0).sample(range(len(data.items)), items)
+        self.known = len(data.items)
+        self.items = random.Random(0).sample(range(self.known), items)
         self.weights = sum(value.numel() for name, value in base.model.named_parameters() if ".layers." in name)
-        self.recommender = Precomputed(torch.randn(len(data.items), 64, generator=torch.Generator().manual_seed(0)))
+        self.recommender = Precomputed(torch.randn(self.known, 64, generator=torch.Generator().manual_seed(0)))
         self.found: dict[str, Tensor] = {}
 
     def ours(self, name: str, kernel: str = "eager", shares: bool = True) -> Callable[[], None]:

@@ -49,7 +49,7 @@ def build(task: str, size: int, prefix: str) -> Callable[[], object]:
         return loss.Losses(size).build("ours (chooses by B x I)")
     if task == "encode":
         titles = encode.Titles(1)
-        titles.items = [item % 1682 for item in range(size)]
+        titles.items = [item % titles.known for item in range(size)]
         return titles.ours("static, probed matmul")
     if task == "train":
         return _step(size, prefix, generator)

@@ -1,4 +1,4 @@
-"""The language model and the films that benchmarks run on: the quickstart's, or random ones where those are missing."""
+"""The language model and the items that benchmarks run on: the quickstart's, or random ones where those are missing."""
 
 import copy
 import os
@@ -17,6 +17,7 @@ from peft_bituning.errors import ConfigurationError, DataError
 
 PREFIX = 32
 SAVED = "SPEED_BASE_MODEL"  # environment variable: a folder with the language model, unpacked once for many processes
+DATASET = "SPEED_DATASET"  # environment variable: what `load_interactions` reads in place of MovieLens-100K
 
 
 @cache
@@ -75,8 +76,10 @@ def tuned(kernel: str = "eager", **settings: object) -> PeftModel:
 
 
 @cache
-def films() -> Interactions:
-    """Return MovieLens-100K, or made-up histories of as many films."""
+def interactions() -> Interactions:
+    """Return the chosen data; by default MovieLens-100K, or made-up histories of as many films where it is missing."""
+    if chosen := os.environ.get(DATASET):
+        return load_interactions(chosen)
     try:
         return load_interactions("ml-100k")
     except (ConfigurationError, DataError):

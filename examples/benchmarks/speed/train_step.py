@@ -42,10 +42,11 @@ class Steps:
     """The ways to make a step on eight rows, the cuts of three users."""
 
     def __init__(self) -> None:
-        data, base = setting.films(), setting.language_model()
+        data, base = setting.interactions(), setting.language_model()
         prompts = PromptEncoder(PRESETS["paper"], base.tokenizer, data.items)
         self.collator = HistoryCollator(prompts, base.tokenizer.pad_token_id or 0, 10)
-        users = [history[:items] for history, items in zip(data.histories, HISTORIES, strict=False)]
+        long = (history for history in data.histories if len(history) >= max(HISTORIES))
+        users = [history[:items] for items, history in zip(HISTORIES, long, strict=False)]
         samples = LeaveOneOut([[*user, 0, 0] for user in users]).training_samples("every_cut", 0, 0)
         self.histories = [sample.history for sample in samples]
         self.targets = torch.tensor([sample.target for sample in samples])
