@@ -14,6 +14,7 @@ from ..data.prompts import PromptEncoder
 from ..errors import ConfigurationError, InputError
 from ..recommenders.base import IDRecommender
 from ..tuners.bituning import BiTuningOutput
+from ..tuners.bituning.common_start import keep_starts
 from .item_table import ItemTable
 from .table_file import non_finite_rows
 from .table_shards import TableShards
@@ -151,9 +152,8 @@ class HistoryEncoder:
         idle = -(-len(batches) // world) - len(mine) if hasattr(self.model, "unshard") else 0
         result: Tensor | None = None
         try:
-            with tqdm(
-                total=sum(map(len, mine)), desc=description, unit="row", disable=not progress, leave=False
-            ) as bar:
+            bar = tqdm(total=sum(map(len, mine)), desc=description, unit="row", disable=not progress, leave=False)
+            with bar, keep_starts():
                 for batch in mine:
                     others = collaborative_histories and [collaborative_histories[row] for row in batch]
                     output, _ = self.forward([histories[row] for row in batch], kind, others)

@@ -8,10 +8,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from .backbone import device_of, find_backbone, token_embeddings
+from .common_start import CommonStart, empty_cache
 from .forward_pass import reads_token_ids
 from .layout import RowLayout
 from .nested_rows import Nesting
@@ -37,7 +38,7 @@ def why_not(model: PreTrainedModel) -> str | None:
         return f"{name} needs token ids beside embeddings"
     if "past_key_values" not in inspect.signature(backbone.forward).parameters:
         return f"{name} takes no keys and values"
-    layers = getattr(_empty_cache(model), "layers", [])
+    layers = getattr(empty_cache(model), "layers", [])
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
         return f"{name} has layers that are not full attention"
     if model.training and getattr(backbone, "gradient_checkpointing", False):
@@ -136,18 +137,17 @@ def run_shared(
 
 
 def _run(model: PreTrainedModel, rows: Tensor, mask: Tensor, nesting: Nesting | None, shared: int) -> Tensor | None:
-    """Run the first `shared` columns once and the rest of every host; None where the model keeps no keys and values."""
+    """Run the first `shared` columns once, the rest of every host; None where the model keeps no keys and values."""
     backbone, hosts = find_backbone(model), len(rows) if nesting is None else nesting.num_hosts
     settings: dict[str, Any] = {"use_cache": False, "return_dict": True}
     states: list[Tensor] = []
     if shared:
-        past = _empty_cache(model)
-        settings |= {"past_key_values": past, "use_cache": True}
-        start = backbone(inputs_embeds=rows[:1, :shared], attention_mask=mask[:1, :shared], **settings)
-        if past is None or any(past.get_seq_length(layer) != shared for layer in range(len(past.layers))):
+        start = CommonStart.of(model, rows[:1, :shared], hosts)
+        if start is None:
             return None
-        past.batch_repeat_interleave(hosts)
-        states.append(start.last_hidden_state.expand(hosts, -1, -1))
+        shared = start.rows.shape[1]
+        settings = {"use_cache": True, "return_dict": True, "past_key_values": start.cache(model, hosts)}
+        states.append(start.states.expand(hosts, -1, -1))
     inputs = {"inputs_embeds": rows[:, shared:], "attention_mask": mask}
     if nesting is not None:
         inputs = {"attention_mask": mask[nesting.hosts], **nesting.inputs(rows, shared)}
@@ -166,13 +166,6 @@ def _nest(model: PreTrainedModel, layout: RowLayout, ids: Tensor, width: int) ->
     if nesting.num_slots and (reason := why_no_slots(model)) is not None:
         return _tell(f"cuts of one history run as rows of their own: {reason}")
     return nesting
-
-
-def _empty_cache(model: PreTrainedModel) -> DynamicCache | None:
-    try:
-        return DynamicCache(config=model.config)
-    except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that names no kinds of layers
-        return None
 
 
 @cache

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_bituning import BiTuningConfig
 from peft_bituning.tuners.bituning import shared_start
+from peft_bituning.tuners.bituning.common_start import keep_starts
 from peft_bituning.tuners.bituning.shared_start import why_no_slots, why_not
 
 from .architectures import SIZES
@@ -213,3 +214,29 @@ def test_a_context_shorter_than_the_padding(make_model: Callable, make_llm: Call
     }
     for found, expected in both_ways(model, inputs):
         torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_batches_that_start_alike_run_it_once_for_all(make_model: Callable) -> None:
+    """Inside `keep_starts`, without gradients; a batch that starts otherwise runs a start of its own."""
+    model = make_model(prefix_encoder="static").eval()
+    seen = tokens_of(model)
+    first, second, other = batch(0), batch(1), batch(2)
+    second["input_ids"][:, :START] = first["input_ids"][:, :START]
+    longer = {"input_ids": first["input_ids"].clone(), "attention_mask": torch.ones(ROWS, START + 8, dtype=torch.long)}
+    longer["input_ids"][:, START : START + 4] = 5
+    start, rest, order = 3 + START, ROWS * 9, (longer, first, second, longer, other, first)
+    with torch.no_grad():
+        expected = [model(**inputs).pooler_output for inputs in order]
+        seen.clear()
+        with keep_starts():
+            found = [model(**inputs).pooler_output for inputs in order]
+    assert seen == [start + 4, rest - 4 * ROWS, rest, rest, rest - 4 * ROWS, start, rest, start, rest]
+    for one, same in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, same, **EXACT)
+    seen.clear()
+    with keep_starts():
+        model(**first).pooler_output.sum().backward()
+        with torch.no_grad():
+            model(**first)
+    assert seen == [start, rest] * 2
+    assert model.base_model.prefix_encoder.embeddings.grad.abs().sum() > 0
