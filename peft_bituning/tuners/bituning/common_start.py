@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -55,7 +56,7 @@ class CommonStart:
         )
         if past is None or any(past.get_seq_length(layer) != rows.shape[1] for layer in range(len(past.layers))):
             return None
-        made = cls(rows, output.last_hidden_state, [(layer.keys, layer.values) for layer in past.layers])
+        made = cls(rows, output.last_hidden_state, [(layer.keys, layer.values) for layer in cast(Any, past.layers)])
         if kept is not None:
             kept[model] = made
         return made
