@@ -1,41 +1,38 @@
 """The Bi-Tuning tuner: a frozen language model between trainable virtual tokens."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
-from peft import PeftConfig, TaskType
-from peft.tuners.tuners_utils import BaseTuner
+from peft import PeftConfig
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...errors import ConfigurationError, InputError, UnsupportedOperationError
+from ...errors import ConfigurationError, UnsupportedOperationError
 from ...losses import load_balancing_loss
-from .backbone import (
-    device_of,
-    embed_text,
-    eos_token_id,
-    find_backbone,
-    token_embeddings,
-)
+from .backbone import device_of, eos_token_id, find_backbone, token_embeddings
 from .config import BiTuningConfig
+from .embedding_tuner import Collaborative, EmbeddingTuner, Text
 from .encoders import Prefix, PrefixEncoder
 from .encoders.base import check_collaborative
 from .forward_pass import feed, generates_from_ids_alone, placeholder_id
 from .initialization import make_virtual_tokens, start_from_tokens
 from .keys import check_fit, without_adapter_name
 from .layer import LAYER_NAME, VirtualTokens
+from .outputs import BiTuningOutput
 from .packed_batch import PackedBatch
 from .quantization import keep_differentiable
 
 
-class BiTuningModel(BaseTuner):
+class BiTuningModel(EmbeddingTuner):
     """A causal language model with a trainable prefix and suffix (paper Section 3.1).
 
-    Made by `peft.get_peft_model(model, BiTuningConfig(...))`; the model's weights are frozen.
+    Made by `peft.get_peft_model(model, BiTuningConfig(...))`; the model's weights are frozen. In `generate` prefix and
+    prompt go in as embeddings, so only the new tokens come back [B, new], as transformers does for `inputs_embeds`, and
+    processors that read the prompt, such as a repetition penalty, see the new tokens alone.
 
     Args:
         model: a causal language model of transformers, or its headless model.
@@ -45,172 +42,70 @@ class BiTuningModel(BaseTuner):
         state_dict: not used; the adapter's structure comes from its settings.
     """
 
-    model: PreTrainedModel
     prefix = "bituning_"
+    method = "Bi-Tuning"
+    one_each = "a row has one prefix and one suffix"
     tuner_layer_cls = VirtualTokens
     target_module_mapping: dict[str, list[str]] = {}
     # Where the prefix is the same for all rows, what they share runs once: see shared_start.py; False runs rows whole.
     share_start = True
-    # transformers' own `load_adapter` injects layers without this class around them: let it refuse.
-    uses_shared_state = True
 
-    # ------------------------------------------------------------------ forward
+    # ------------------------------------------------------------------ rows
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        collaborative_embeds: Tensor | None = None,
-        collaborative_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **backbone_kwargs: Any,
-    ) -> Any:
-        """Encode each row into one embedding (paper Eq. 2).
-
-        Args:
-            input_ids: the text [B, T].
-            attention_mask: which tokens are real [B, T], int or bool; None means all of them.
-            inputs_embeds: token embeddings [B, T, D] in place of `input_ids`.
-            collaborative_embeds: `C_u` [B, N, C] of a frozen recommender.
-            collaborative_mask: which of its rows are real [B, N]; all zeros says that a row has none.
-            labels: next tokens [B, T] with -100 at positions without loss; `CAUSAL_LM` only.
-            output_hidden_states: also return the states of every layer.
-            return_dict: False returns a tuple.
-            backbone_kwargs: passed on to the language model.
-
-        Returns:
-            `BiTuningOutput`; where the adapter is disabled, the base model's own output.
-
-        Raises:
-            InputError: inputs that are missing or do not fit each other.
-            ContextLengthError: a row longer than the model's context.
-        """
-        if self._layer.disable_adapters:
-            return self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                inputs_embeds=inputs_embeds,
-                output_hidden_states=output_hidden_states,
-                return_dict=return_dict,
-                **({} if labels is None else {"labels": labels}),
-                **backbone_kwargs,
-            )
-        name, config = self._active()
-        if labels is not None and config.task_type != TaskType.CAUSAL_LM:
-            raise InputError(
-                f"labels need task_type=CAUSAL_LM, got {TaskType(config.task_type).value}; train embeddings with "
-                "peft_bituning.losses.catalog_contrastive_loss on `pooler_output` instead"
-            )
-        tokens, mask = embed_text(self.model, input_ids, attention_mask, inputs_embeds)
-        prefix = self._prefix(name, len(tokens), collaborative_embeds, collaborative_mask)
-        suffix = self._suffix(name, config)
-        batch = PackedBatch.of(self.model, tokens, mask, input_ids, prefix.embeddings, suffix)
-        settings = {"output_hidden_states": output_hidden_states, **backbone_kwargs}
-        result = batch.run(
-            self.model, config.pooling, labels, share_start=self.share_start and prefix.is_shared, **settings
-        )
+    def _embed(
+        self, name: str, text: Text, collaborative: Collaborative, labels: Tensor | None, **settings: Any
+    ) -> BiTuningOutput:
+        prefix = self._prefix(name, text, collaborative)
+        batch = PackedBatch.of(self.model, *text, prefix.embeddings, self._suffix(name))
+        share = self.share_start and prefix.is_shared
+        result = batch.run(self.model, self._pooling(name), labels, share_start=share, **settings)
         result.router_logits = prefix.router_logits
         if prefix.router_logits is not None and prefix.router_mask is not None:
             result.aux_loss = load_balancing_loss(prefix.router_logits, prefix.router_mask, reduce=self.training)
-        return result if return_dict in (None, True) else result.to_tuple()
+        return result
 
-    def _prefix(
-        self, name: str, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
-    ) -> Prefix:
+    def _continue(
+        self, name: str, text: Text, collaborative: Collaborative, generate: Callable[..., Any], **kwargs: Any
+    ) -> Any:
+        """Feed prefix and prompt as embeddings, with ids beside them where a model needs those to generate."""
+        batch = PackedBatch.of(self.model, *text, self._prefix(name, text, collaborative).embeddings)
+        rows, mask = batch.layout.pad_left(batch.rows)
+        by_ids, ids = generates_from_ids_alone(self.model), None
+        if by_ids and text.input_ids is not None:
+            ids = batch.layout.pad_left(batch.layout.pack_ids(text.input_ids, placeholder_id(self.model)))[0]
+        with feed(self.model, rows, ids, by_ids) as inputs:
+            output = generate(attention_mask=mask, **inputs, **kwargs)
+        return _new_tokens(output, rows.shape[1]) if by_ids else output
+
+    def _prefix(self, name: str, text: Text, collaborative: Collaborative) -> Prefix:
         """Make each row's prefix."""
-        encoder = self._layer.encoder(name)
-        return encoder(batch_size, *check_collaborative(encoder, batch_size, collaborative_embeds, collaborative_mask))
+        encoder, rows = self._layer.encoder(name), len(text.tokens)
+        return encoder(rows, *check_collaborative(encoder, rows, *collaborative))
 
-    def _suffix(self, name: str, config: BiTuningConfig) -> Tensor | None:
+    def _suffix(self, name: str) -> Tensor | None:
         """The token after the text [1, 1, D]: trainable, the frozen EOS embedding, or none."""
-        if config.pooling == "suffix":
+        pooling = self._pooling(name)
+        if pooling == "suffix":
             suffix = self._layer.suffix(name)
             return None if suffix is None else suffix.unsqueeze(0)
-        if config.pooling == "eos":
+        if pooling == "eos":
             embeddings = token_embeddings(self.model)
             return embeddings(torch.tensor([[eos_token_id(self.model)]], device=device_of(embeddings)))
         return None
 
-    # ------------------------------------------------------------------ generate
-
-    def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
-        """Continue each row's text, conditioned on its prefix; `CAUSAL_LM` only.
-
-        The prefix and the prompt go in as embeddings, so only the new tokens come back [B, new], as transformers
-        does for `inputs_embeds`, and processors that read the prompt, such as a repetition penalty, see the new
-        tokens alone.
-
-        Args:
-            input_ids: the prompt [B, T].
-            kwargs: `attention_mask`, `inputs_embeds`, `collaborative_embeds` and `collaborative_mask` as in
-                `forward`, and any argument of transformers' `generate`.
-
-        Returns:
-            What transformers' `generate` returns; where the adapter is disabled, the base model's own.
-
-        Raises:
-            UnsupportedOperationError: the task is not `CAUSAL_LM`, or the model has no language-model head.
-            InputError: inputs that are missing or do not fit each other.
-            ContextLengthError: a prompt longer than the model's context.
-        """
-        # The class's own: inside PEFT's context the instance's leads back here.
-        generate = getattr(type(self.model), "generate", None)
-        if generate is None:
-            raise UnsupportedOperationError(
-                f"generate needs a base model with a language-model head, got {type(self.model).__name__}; load one "
-                "with AutoModelForCausalLM"
-            )
-        if self._layer.disable_adapters:
-            return generate(self.model, input_ids, **kwargs)
-        name, config = self._active()
-        if config.task_type != TaskType.CAUSAL_LM:
-            raise UnsupportedOperationError(
-                f"generate needs task_type=CAUSAL_LM, got {TaskType(config.task_type).value}; make the adapter with "
-                "BiTuningConfig(task_type='CAUSAL_LM'), or call it inside `with model.disable_adapter():` for the base "
-                "model's own text"
-            )
-        given = [kwargs.pop(key, None) for key in ("attention_mask", "inputs_embeds")]
-        tokens, mask = embed_text(self.model, input_ids, *given)
-        prefix = self._prefix(
-            name, len(tokens), kwargs.pop("collaborative_embeds", None), kwargs.pop("collaborative_mask", None)
-        )
-        batch = PackedBatch.of(self.model, tokens, mask, input_ids, prefix.embeddings)
-        rows, rows_mask = batch.layout.pad_left(batch.rows)
-        by_ids = generates_from_ids_alone(self.model)
-        ids = batch.layout.pack_ids(input_ids, placeholder_id(self.model)) if by_ids and input_ids is not None else None
-        with feed(self.model, rows, None if ids is None else batch.layout.pad_left(ids)[0], by_ids) as inputs:
-            output = generate(self.model, attention_mask=rows_mask, **inputs, **kwargs)
-        return _new_tokens(output, rows.shape[1]) if by_ids else output
+    def _pooling(self, name: str) -> str:
+        return cast(BiTuningConfig, self.peft_config[name]).pooling
 
     # ------------------------------------------------------------------ adapters
 
     @property
-    def backbone(self) -> nn.Module:
-        """The headless language model."""
-        return find_backbone(self.model)
-
-    @property
     def prefix_encoder(self) -> PrefixEncoder:
         """The prefix encoder of the active adapter."""
-        return self._layer.encoder(self._active()[0])
+        return self._layer.encoder(self._active())
 
     @property
     def _layer(self) -> VirtualTokens:
         return getattr(self.model, LAYER_NAME)
-
-    def _active(self) -> tuple[str, BiTuningConfig]:
-        names = self.active_adapters
-        if len(names) != 1:
-            raise UnsupportedOperationError(
-                f"exactly one Bi-Tuning adapter must be active, got {names}; a row has one prefix and one suffix"
-            )
-        config = self.peft_config[names[0]]
-        if not isinstance(config, BiTuningConfig):
-            raise TypeError(f"adapter {names[0]!r} must have a BiTuningConfig, got {type(config).__name__}")
-        return names[0], config
 
     def inject_adapter(  # type: ignore[override]  # a transformers model, not any module
         self,
@@ -256,9 +151,8 @@ class BiTuningModel(BaseTuner):
         self._layer._move_adapter_to_device_of_base_layer(adapter_name)
         active = adapter_name in self.active_adapters
         self._layer.set_requires_grad(adapter_name, active and not config.inference_mode)
-        del model._modules[
-            LAYER_NAME
-        ]  # PEFT matches `modules_to_save` by the end of names: `norm` is in an M-Former too
+        # PEFT matches `modules_to_save` by the end of names: the layer, with an M-Former's `norm`, is out meanwhile.
+        del model._modules[LAYER_NAME]
         try:
             set_additional_trainable_modules(
                 model=model,
@@ -310,23 +204,6 @@ class BiTuningModel(BaseTuner):
             "Bi-Tuning adapters cannot be combined into a weighted one: states of the language model are not linear "
             "in its inputs"
         )
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Lead `generate` here while PEFT runs the model: `PeftModel.generate` calls the base model's directly."""
-        if kwargs.get("adapter_names") is not None:
-            raise UnsupportedOperationError(
-                "Bi-Tuning cannot mix adapters within a batch (adapter_names); call set_adapter and run one batch an "
-                "adapter"
-            )
-        if torch.compiler.is_compiling():
-            yield
-            return
-        self.model.__dict__["generate"] = self.generate
-        try:
-            yield
-        finally:
-            self.model.__dict__.pop("generate", None)
 
     # ------------------------------------------------------------------ files
 

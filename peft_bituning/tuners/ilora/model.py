@@ -1,20 +1,20 @@
 """The iLoRA tuner: LoRA whose experts every row weighs for itself, under the interface of a Bi-Tuning model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
-import torch
 from accelerate import init_empty_weights
-from peft import PeftConfig, TaskType
+from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...errors import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOperationError
-from ..bituning.backbone import embed_text, embedding_scale, find_backbone, token_embeddings, token_width
+from ...errors import ConfigurationError, UnsupportedModelError, UnsupportedOperationError
+from ..bituning.backbone import embedding_scale, find_backbone, token_embeddings, token_width
+from ..bituning.embedding_tuner import Collaborative, EmbeddingTuner, Text
 from ..bituning.packed_batch import PackedBatch, left_padded_prompt
 from ..bituning.quantization import keep_differentiable
 from .config import ILoRAConfig
@@ -25,14 +25,12 @@ from .outputs import ILoRAOutput
 from .row_gates import RowsOnTheWay
 from .variant import NO_MERGING, GatedVariant, can_be_gated
 
-_TEXT_KEYS = ("attention_mask", "inputs_embeds")
-_COLLABORATIVE_KEYS = ("collaborative_embeds", "collaborative_mask")
 
-
-class ILoRAModel(LoraModel):
+class ILoRAModel(EmbeddingTuner, LoraModel):
     """A causal language model with LoRA experts, weighed for each row by what a frozen recommender says of it.
 
-    Made by `peft.get_peft_model(model, ILoRAConfig(...))`; the model's weights are frozen.
+    Made by `peft.get_peft_model(model, ILoRAConfig(...))`; the model's weights are frozen. `generate` returns the
+    prompt, its padding on the left, and the new tokens; the new tokens alone for `inputs_embeds`.
 
     Args:
         model: a causal language model of transformers, or its headless model.
@@ -46,77 +44,33 @@ class ILoRAModel(LoraModel):
         https://arxiv.org/abs/2408.10159
     """
 
-    model: PreTrainedModel
     prefix = "ilora_"
+    method = "iLoRA"
+    one_each = "a row has one gate and one embedding"
     tuner_layer_cls = BaseTunerLayer  # type: ignore[assignment]  # LoRA's layers and the one of the gates
-    # transformers' own `load_adapter` injects layers without this class around them: let it refuse.
-    uses_shared_state = True
 
-    # ------------------------------------------------------------------ forward
+    # ------------------------------------------------------------------ rows
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        collaborative_embeds: Tensor | None = None,
-        collaborative_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **backbone_kwargs: Any,
-    ) -> Any:
-        """Encode each row into one embedding, through experts that its own gates weigh.
-
-        Args:
-            input_ids: the text [B, T].
-            attention_mask: which tokens are real [B, T], int or bool; None means all of them.
-            inputs_embeds: token embeddings [B, T, D] in place of `input_ids`.
-            collaborative_embeds: `C_u` [B, N, C] of a frozen recommender.
-            collaborative_mask: which of its rows are real [B, N]; all zeros says that a row has none.
-            labels: next tokens [B, T] with -100 at positions without loss; `CAUSAL_LM` only.
-            output_hidden_states: also return the states of every layer.
-            return_dict: False returns a tuple.
-            backbone_kwargs: passed on to the language model.
-
-        Returns:
-            `ILoRAOutput`; where the adapter is disabled, the base model's own output.
-
-        Raises:
-            InputError: inputs that are missing or do not fit each other.
-            ContextLengthError: a row longer than the model's context.
-        """
-        if self._layer.disable_adapters:
-            return self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                inputs_embeds=inputs_embeds,
-                output_hidden_states=output_hidden_states,
-                return_dict=return_dict,
-                **({} if labels is None else {"labels": labels}),
-                **backbone_kwargs,
-            )
-        name, config = self._active()
-        if labels is not None and config.task_type != TaskType.CAUSAL_LM:
-            raise InputError(
-                f"labels need task_type=CAUSAL_LM, got {TaskType(config.task_type).value}; train embeddings with "
-                "peft_bituning.losses.catalog_contrastive_loss on `pooler_output` instead"
-            )
-        tokens, mask = embed_text(self.model, input_ids, attention_mask, inputs_embeds)
-        if labels is not None and labels.shape != mask.shape:
-            raise InputError(f"labels must be [B, T] = {list(mask.shape)}, got {list(labels.shape)}")
-        gates = self._gates(name, len(mask), collaborative_embeds, collaborative_mask)
-        batch = PackedBatch.of(self.model, tokens, mask, input_ids, suffix=self._layer.suffix(name))
+    def _embed(
+        self, name: str, text: Text, collaborative: Collaborative, labels: Tensor | None, **settings: Any
+    ) -> ILoRAOutput:
+        gates = self._gates(name, text, collaborative)
+        batch = PackedBatch.of(self.model, *text, suffix=self._layer.suffix(name))
+        pooling = cast(ILoRAConfig, self.peft_config[name]).pooling
         with self._rows_on_the_way(gates, batch.rows.shape[1]):
-            output = batch.run(
-                self.model, config.pooling, labels, output_hidden_states=output_hidden_states, **backbone_kwargs
-            )
-        result = ILoRAOutput(**output, gates=gates)
-        return result if return_dict in (None, True) else result.to_tuple()
+            return ILoRAOutput(**batch.run(self.model, pooling, labels, **settings), gates=gates)
 
-    def _gates(self, name: str, batch_size: int, embeds: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _continue(
+        self, name: str, text: Text, collaborative: Collaborative, generate: Callable[..., Any], **kwargs: Any
+    ) -> Any:
+        """Feed the prompt with its padding on the left."""
+        prompt = left_padded_prompt(self.model, *text)
+        with self._rows_on_the_way(self._gates(name, text, collaborative), None):
+            return generate(**prompt, **kwargs)
+
+    def _gates(self, name: str, text: Text, collaborative: Collaborative) -> Tensor:
         gate = self._layer.gate(name)
-        return gate(*gate.check(batch_size, embeds, mask))
+        return gate(*gate.check(len(text.mask), *collaborative))
 
     @contextmanager
     def _rows_on_the_way(self, gates: Tensor, width: int | None) -> Iterator[None]:
@@ -125,57 +79,12 @@ class ILoRAModel(LoraModel):
         with row_gates.use(RowsOnTheWay(gates, width)), row_gates.reach_checkpoints(self.model):
             yield
 
-    # ------------------------------------------------------------------ generate
-
-    def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
-        """Continue each row's text, through experts that its own gates weigh; `CAUSAL_LM` only.
-
-        Args:
-            input_ids: the prompt [B, T], padding anywhere.
-            kwargs: `attention_mask`, `inputs_embeds`, `collaborative_embeds` and `collaborative_mask` as in
-                `forward`, and any argument of transformers' `generate`.
-
-        Returns:
-            What transformers' `generate` returns: the prompt, its padding on the left, and the new tokens; the new
-            tokens alone for `inputs_embeds`. Where the adapter is disabled, the base model's own.
-
-        Raises:
-            UnsupportedOperationError: the task is not `CAUSAL_LM`, or the model has no language-model head.
-            InputError: inputs that are missing or do not fit each other.
-        """
-        # The class's own: inside PEFT's context the instance's leads back here.
-        generate = getattr(type(self.model), "generate", None)
-        if generate is None:
-            raise UnsupportedOperationError(
-                f"generate needs a base model with a language-model head, got {type(self.model).__name__}; load one "
-                "with AutoModelForCausalLM"
-            )
-        if self._layer.disable_adapters:
-            return generate(self.model, input_ids, **kwargs)
-        name, config = self._active()
-        if config.task_type != TaskType.CAUSAL_LM:
-            raise UnsupportedOperationError(
-                f"generate needs task_type=CAUSAL_LM, got {TaskType(config.task_type).value}; make the adapter with "
-                "ILoRAConfig(task_type='CAUSAL_LM'), or call it inside `with model.disable_adapter():` for the base "
-                "model's own text"
-            )
-        tokens, mask = embed_text(self.model, input_ids, *(kwargs.pop(key, None) for key in _TEXT_KEYS))
-        gates = self._gates(name, len(mask), *(kwargs.pop(key, None) for key in _COLLABORATIVE_KEYS))
-        prompt = left_padded_prompt(self.model, tokens, mask, input_ids)
-        with self._rows_on_the_way(gates, None):
-            return generate(self.model, **prompt, **kwargs)
-
     # ------------------------------------------------------------------ adapters
-
-    @property
-    def backbone(self) -> nn.Module:
-        """The headless language model."""
-        return find_backbone(self.model)
 
     @property
     def gate(self) -> InstanceGate:
         """The gate of the active adapter."""
-        return self._layer.gate(self._active()[0])
+        return self._layer.gate(self._active())
 
     @property
     def prefix_encoder(self) -> InstanceGate:
@@ -185,17 +94,6 @@ class ILoRAModel(LoraModel):
     @property
     def _layer(self) -> InstanceGates:
         return getattr(self.model, LAYER_NAME)
-
-    def _active(self) -> tuple[str, ILoRAConfig]:
-        names = self.active_adapters
-        if len(names) != 1:
-            raise UnsupportedOperationError(
-                f"exactly one iLoRA adapter must be active, got {names}; a row has one gate and one embedding"
-            )
-        config = self.peft_config[names[0]]
-        if not isinstance(config, ILoRAConfig):
-            raise TypeError(f"adapter {names[0]!r} must have an ILoRAConfig, got {type(config).__name__}")
-        return names[0], config
 
     def inject_adapter(  # type: ignore[override]  # a transformers model, not any module
         self,
@@ -298,23 +196,6 @@ class ILoRAModel(LoraModel):
         raise UnsupportedOperationError(
             "iLoRA adapters cannot be combined into a weighted one: each adapter's experts follow its own gate"
         )
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Lead `generate` here while PEFT runs the model: `PeftModel.generate` calls the base model's directly."""
-        if kwargs.get("adapter_names") is not None:
-            raise UnsupportedOperationError(
-                "iLoRA cannot mix adapters within a batch (adapter_names); call set_adapter and run one batch an "
-                "adapter"
-            )
-        if torch.compiler.is_compiling():
-            yield
-            return
-        self.model.__dict__["generate"] = self.generate
-        try:
-            yield
-        finally:
-            self.model.__dict__.pop("generate", None)
 
     # ------------------------------------------------------------------ files
 
