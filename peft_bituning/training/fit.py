@@ -25,13 +25,21 @@ from ..matmul import fast_cpu_matmul
 from ..recommenders import IDRecommender
 from ..serving.recommender import ITEM_ADAPTER, LaserRecommender, LaserSettings, pad_token_id
 from ..tuners.bituning import BiTuningConfig, BiTuningModel
+from ..tuners.bituning.encoders import prefix_encoder_class
 from .arguments import LaserArguments
 from .baselines import counting_rows, language_model_rows
 from .checkpoint import CheckpointStore
 from .curves import plot_curves
 from .finished import load_finished, settings_of
 from .frozen import provide_recommender
-from .inputs import attach_adapter, make_prompts, read_interactions, read_template, split_histories
+from .inputs import (
+    attach_adapter,
+    make_prompts,
+    make_prompts_beside,
+    read_interactions,
+    read_template,
+    split_histories,
+)
 from .ranking import rank_users
 from .results import RESULTS_FILE, data_hash, prompt_cuts, provenance, to_json, weight_change, write_whole
 from .sharding import check_launcher
@@ -183,9 +191,11 @@ class _Run:
         template: PromptTemplate | None,
     ) -> _Parts:
         """Build everything that training starts from; the other arguments are those of `fit`."""
+        template = template or read_template(self.arguments.template, self.arguments.attributes)
+        prefix_encoder_class(config.prefix_encoder)  # what can be refused is, before a recommender is trained
+        make_prompts_beside(0, base, data, template, self.arguments)
         known = self._recommender(recommender, data, split)
         model = attach_adapter(base, config, known, self.arguments)
-        template = template or read_template(self.arguments.template, self.arguments.attributes)
         prompts = make_prompts(base, model, data, template, self.arguments)
         if prompts.twin_count and self.accelerator.is_main_process:
             logger.info("%d items share their text with another and cannot be told apart by it", prompts.twin_count)

@@ -1,5 +1,6 @@
 """What a run refuses, and how it stops."""
 
+import importlib
 import json
 import os
 import re
@@ -155,9 +156,21 @@ def test_unknown_recommender(train: Train) -> None:
         train(known=None, recommender="lightgcn")
 
 
-def test_unknown_template(train: Train) -> None:
-    with pytest.raises(ConfigurationError, match="template must be one of .*, or a JSON file, got 'poem'"):
-        train(**STATIC, template="poem")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"template": "poem"}, "template must be one of .*, or a JSON file, got 'poem'"),
+        ({"attributes": ["colour"]}, "attributes must be columns of the catalog .* or none, got colour"),
+        ({"adapter": {"prefix_encoder": "mormer"}}, "prefix_encoder must be one of .*, got 'mormer'"),
+    ],
+)
+def test_refused_before_a_recommender_is_trained(
+    settings: dict[str, Any], message: str, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_module = importlib.import_module("peft_bituning.training.fit")
+    monkeypatch.setattr(fit_module, "provide_recommender", lambda *_: pytest.fail("trained first"))
+    with pytest.raises(ConfigurationError, match=message):
+        train(known=None, recommender="sasrec", **settings)
 
 
 def test_nothing_to_train(train: Train) -> None:

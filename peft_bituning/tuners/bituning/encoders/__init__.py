@@ -1,6 +1,13 @@
 """What makes the prefix: encoders of collaborative information, pluggable by name."""
 
-from .base import Prefix, PrefixEncoder, build_prefix_encoder, prefix_encoders, register_prefix_encoder
+from .base import (
+    Prefix,
+    PrefixEncoder,
+    build_prefix_encoder,
+    prefix_encoder_class,
+    prefix_encoders,
+    register_prefix_encoder,
+)
 from .linear import LinearEncoder
 from .mformer import MFormer
 from .static import NoPrefix, StaticPrefix
@@ -13,6 +20,7 @@ __all__ = [
     "PrefixEncoder",
     "StaticPrefix",
     "build_prefix_encoder",
+    "prefix_encoder_class",
     "prefix_encoders",
     "register_prefix_encoder",
 ]

@@ -117,6 +117,23 @@ def prefix_encoders() -> tuple[str, ...]:
     return tuple(sorted(_ENCODERS))
 
 
+def prefix_encoder_class(name: str) -> type[PrefixEncoder]:
+    """Return the class that is registered under a name.
+
+    Args:
+        name: as in `BiTuningConfig.prefix_encoder`.
+
+    Raises:
+        ConfigurationError: the name is not registered.
+    """
+    if name not in _ENCODERS:
+        raise ConfigurationError(
+            f"prefix_encoder must be one of {', '.join(prefix_encoders())}, got {name!r}; "
+            "import the module that registers it before loading the adapter"
+        )
+    return _ENCODERS[name]
+
+
 def build_prefix_encoder(config: BiTuningConfig, token_dim: int, scale: float) -> PrefixEncoder:
     """Make the prefix encoder that a configuration names.
 
@@ -131,12 +148,7 @@ def build_prefix_encoder(config: BiTuningConfig, token_dim: int, scale: float) -
     Raises:
         ConfigurationError: the name is not registered, or `collaborative_dim` is missing.
     """
-    encoder = _ENCODERS.get(config.prefix_encoder)
-    if encoder is None:
-        raise ConfigurationError(
-            f"prefix_encoder must be one of {', '.join(prefix_encoders())}, got {config.prefix_encoder!r}; "
-            "import the module that registers it before loading the adapter"
-        )
+    encoder = prefix_encoder_class(config.prefix_encoder)
     if encoder.needs_collaborative and config.collaborative_dim is None:
         raise ConfigurationError(
             f"collaborative_dim must be set for prefix_encoder={config.prefix_encoder!r}, got None; give the width "
