@@ -3,7 +3,7 @@
     python examples/benchmarks/speed                       # all that are timed
     python examples/benchmarks/speed memory
     python examples/benchmarks/speed train_step --steps    # and what lies between textbook and ours
-    python examples/benchmarks/speed train_step encode --items 48 --dataset folder:PATH
+    python examples/benchmarks/speed train_step encode --items 48 --dataset folder:PATH --attributes none
 
 `train_step` and `encode` take the quickstart's language model and films, or random ones where their packages are
 missing, or histories and titles of your own; the rows of sentence-transformers and faiss want those packages.
@@ -44,12 +44,14 @@ def main() -> None:
         help="items of the loss's and the index's table",
     )
     parser.add_argument("--dataset", help="for train_step, encode and memory: data as `fit` reads it, not films")
+    parser.add_argument("--attributes", nargs="+", default=[], help="what stands beside its titles; none for nothing")
     arguments = parser.parse_args()
     chosen = arguments.benchmarks or BENCHMARKS[:-1]
     if unknown := set(chosen) - set(BENCHMARKS):
         parser.error(f"choose from {', '.join(BENCHMARKS)}, got {', '.join(sorted(unknown))}")
-    if arguments.dataset:
-        os.environ[setting.DATASET] = arguments.dataset  # for the processes of memory, too
+    for name, value in ((setting.DATASET, arguments.dataset), (setting.ATTRIBUTES, " ".join(arguments.attributes))):
+        if value:
+            os.environ[name] = value  # for the processes of memory, too
     torch.set_num_threads(1)
     default, best, exact = limit.measure()
     print(

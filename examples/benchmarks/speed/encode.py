@@ -14,7 +14,7 @@ from train_step import SMALL
 
 from peft_bituning import BiTuningModel
 from peft_bituning.catalog import HistoryEncoder
-from peft_bituning.data import PRESETS, PromptEncoder
+from peft_bituning.data import PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.matmul import fast_cpu_matmul
 from peft_bituning.recommenders import Precomputed
@@ -32,7 +32,7 @@ class Titles:
 
     def __init__(self, items: int) -> None:
         data, base = setting.interactions(), setting.language_model()
-        self.prompts = PromptEncoder(PRESETS["paper"], base.tokenizer, data.items)
+        self.prompts = PromptEncoder(setting.template(), base.tokenizer, data.items)
         self.collator = HistoryCollator(self.prompts, base.tokenizer.pad_token_id or 0, 1)
         self.known = len(data.items)
         self.items = random.Random(0).sample(range(self.known), items)

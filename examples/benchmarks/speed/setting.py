@@ -12,12 +12,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_bituning import BiTuningConfig
 from peft_bituning.base_models import BaseModel, load_base_model
-from peft_bituning.data import Interactions, ItemCatalog, load_interactions
+from peft_bituning.data import Interactions, ItemCatalog, PromptTemplate, load_interactions
 from peft_bituning.errors import ConfigurationError, DataError
+from peft_bituning.training.inputs import read_template
 
 PREFIX = 32
 SAVED = "SPEED_BASE_MODEL"  # environment variable: a folder with the language model, unpacked once for many processes
 DATASET = "SPEED_DATASET"  # environment variable: what `load_interactions` reads in place of MovieLens-100K
+ATTRIBUTES = "SPEED_ATTRIBUTES"  # environment variable: the columns printed beside a title, as `fit` takes them
 
 
 @cache
@@ -73,6 +75,12 @@ def tuned(kernel: str = "eager", **settings: object) -> PeftModel:
     torch.manual_seed(0)
     config = BiTuningConfig(num_virtual_tokens=PREFIX, **settings)  # type: ignore[arg-type]
     return get_peft_model(language_model(kernel).model, config)
+
+
+def template() -> PromptTemplate:
+    """Return the paper's prompt, with the chosen attributes."""
+    chosen = os.environ.get(ATTRIBUTES)
+    return read_template("paper", chosen.split() if chosen else None)
 
 
 @cache

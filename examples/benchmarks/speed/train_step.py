@@ -11,7 +11,7 @@ from timing import Row, in_turns, print_table, relative
 from torch import Tensor
 
 from peft_bituning import BiTuningModel
-from peft_bituning.data import PRESETS, LeaveOneOut, PromptEncoder
+from peft_bituning.data import LeaveOneOut, PromptEncoder
 from peft_bituning.data.collator import HistoryBatch, HistoryCollator
 from peft_bituning.losses import catalog_contrastive_loss
 from peft_bituning.matmul import fast_cpu_matmul
@@ -43,7 +43,7 @@ class Steps:
 
     def __init__(self) -> None:
         data, base = setting.interactions(), setting.language_model()
-        prompts = PromptEncoder(PRESETS["paper"], base.tokenizer, data.items)
+        prompts = PromptEncoder(setting.template(), base.tokenizer, data.items)
         self.collator = HistoryCollator(prompts, base.tokenizer.pad_token_id or 0, 10)
         long = (history for history in data.histories if len(history) >= max(HISTORIES))
         users = [history[:items] for items, history in zip(HISTORIES, long, strict=False)]
