@@ -1,7 +1,7 @@
-"""Speed on one CPU thread, as ratios within one run: process time, in turns, median and range.
+"""Speed on one CPU thread, as ratios within one run: process time, in turns, median and range; and memory (Linux).
 
-    python examples/benchmarks/speed                       # all that are timed
-    python examples/benchmarks/speed memory
+    python examples/benchmarks/speed                       # all: memory on one core while another is timed
+    python examples/benchmarks/speed rank loss
     python examples/benchmarks/speed train_step --steps    # and what lies between textbook and ours
     python examples/benchmarks/speed train_step encode --items 48 --dataset folder:PATH --attributes none
 
@@ -11,6 +11,8 @@ missing, or histories and titles of your own; the rows of sentence-transformers 
 
 import argparse
 import os
+from collections.abc import Collection
+from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy multiplies a single query
@@ -25,14 +27,13 @@ import torch
 import train_step
 
 BENCHMARKS = ("train_step", "encode", "loss", "rank", "memory")
+HAS_PROC = Path("/proc/self/clear_refs").exists()  # what memory is read from
 
 
 def main() -> None:
     """Print the machine's limit and one table a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "benchmarks", nargs="*", metavar="|".join(BENCHMARKS), help="which ones; none is all but memory"
-    )
+    parser.add_argument("benchmarks", nargs="*", metavar="|".join(BENCHMARKS), help="which ones; none is all")
     parser.add_argument("--rounds", type=int, default=2, help="how often each way is timed")
     parser.add_argument("--items", type=int, default=12, help="titles that encode takes")
     parser.add_argument("--steps", action="store_true", help="also time what lies between textbook and ours")
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--dataset", help="for train_step, encode and memory: data as `fit` reads it, not films")
     parser.add_argument("--attributes", nargs="+", default=[], help="what stands beside its titles; none for nothing")
     arguments = parser.parse_args()
-    chosen = arguments.benchmarks or BENCHMARKS[:-1]
+    chosen = arguments.benchmarks or (BENCHMARKS if HAS_PROC else BENCHMARKS[:-1])
     if unknown := set(chosen) - set(BENCHMARKS):
         parser.error(f"choose from {', '.join(BENCHMARKS)}, got {', '.join(sorted(unknown))}")
     for name, value in ((setting.DATASET, arguments.dataset), (setting.ATTRIBUTES, " ".join(arguments.attributes))):
@@ -58,6 +59,21 @@ def main() -> None:
         f"float32 matmul on one thread: {default / 1e9:.0f} GFLOP/s; with oneDNN's own kernel "
         + (f"{best / 1e9:.0f} GFLOP/s, exact here" if exact else "not exact here, and off")
     )
+    timed = [name for name in BENCHMARKS[:-1] if name in chosen]
+    if "memory" not in chosen:
+        run_timed(timed, best, arguments)
+    else:
+        memory.run((lambda: run_timed(timed, best, arguments)) if timed else None)
+
+
+def run_timed(chosen: Collection[str], best: float, arguments: argparse.Namespace) -> None:
+    """Print a table for each benchmark that is timed.
+
+    Args:
+        chosen: their names.
+        best: the machine's matmul rate, FLOP/s.
+        arguments: how often, and how much.
+    """
     if "train_step" in chosen:
         train_step.run(best, arguments.rounds, arguments.steps)
     if "encode" in chosen:
@@ -69,8 +85,6 @@ def main() -> None:
         for items in arguments.table_items:
             for queries in (1, 32):
                 rank.run(best, items, queries, arguments.rounds)
-    if "memory" in chosen:
-        memory.run()
 
 
 if __name__ == "__main__":

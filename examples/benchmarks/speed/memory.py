@@ -33,15 +33,19 @@ def measure(way: Callable[[], object]) -> float:
     return (_status("VmHWM") - before) / 1000
 
 
-def run() -> None:
-    """Print one table a task."""
+def run(meanwhile: Callable[[], None] | None = None) -> None:
+    """Print one table a task.
+
+    Args:
+        meanwhile: called while one process after the other is measured; None measures two at a time.
+    """
     tasks = [("train step", f"train_step/{name}", name) for name in STEPS]
     tasks += [
         (f"loss: {rows} users, {items:,} items", f"loss/{rows}/{items}/{name}", name)
         for rows, items in LOSS_SIZES
         for name in LOSSES
     ]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(PROCESSES) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1 if meanwhile else PROCESSES) as pool:
         setting.save(folder)
         environment = {**os.environ, setting.SAVED: folder}
 
@@ -52,6 +56,8 @@ def run() -> None:
             return float(done.stdout.split()[-1])
 
         found = pool.map(child, [key for _, key, _ in tasks])
+        if meanwhile:
+            meanwhile()
         title = ""
         for (task, _, name), megabytes in zip(tasks, found, strict=True):
             if task != title:
