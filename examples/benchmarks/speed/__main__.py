@@ -50,7 +50,7 @@ def main() -> None:
     chosen = arguments.benchmarks or (BENCHMARKS if HAS_PROC else BENCHMARKS[:-1])
     if unknown := set(chosen) - set(BENCHMARKS):
         parser.error(f"choose from {', '.join(BENCHMARKS)}, got {', '.join(sorted(unknown))}")
-    for name, value in ((setting.DATASET, arguments.dataset), (setting.ATTRIBUTES, " ".join(arguments.attributes))):
+    for name, value in ((setting.DATASET, arguments.dataset), (setting.ATTRIBUTES, "\n".join(arguments.attributes))):
         if value:
             os.environ[name] = value  # for the processes of memory, too
     torch.set_num_threads(1)

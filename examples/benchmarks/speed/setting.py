@@ -19,7 +19,7 @@ from peft_bituning.training.inputs import read_template
 PREFIX = 32
 SAVED = "SPEED_BASE_MODEL"  # environment variable: a folder with the language model, unpacked once for many processes
 DATASET = "SPEED_DATASET"  # environment variable: what `load_interactions` reads in place of MovieLens-100K
-ATTRIBUTES = "SPEED_ATTRIBUTES"  # environment variable: the columns printed beside a title, as `fit` takes them
+ATTRIBUTES = "SPEED_ATTRIBUTES"  # environment variable: the columns printed beside a title, one a line
 
 
 @cache
@@ -80,7 +80,7 @@ def tuned(kernel: str = "eager", **settings: object) -> PeftModel:
 def template() -> PromptTemplate:
     """Return the paper's prompt, with the chosen attributes."""
     chosen = os.environ.get(ATTRIBUTES)
-    return read_template("paper", chosen.split() if chosen else None)
+    return read_template("paper", chosen.splitlines() if chosen else None)
 
 
 @cache
