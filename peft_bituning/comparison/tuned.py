@@ -14,7 +14,7 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from ..base_models import BaseModel
 from ..errors import ConfigurationError
@@ -22,16 +22,17 @@ from ..recommenders import IDRecommender
 from ..training.arguments import LaserArguments
 from ..training.inputs import attach_adapter
 from ..training.results import to_json
-from ..training.stage_result import ItemSide, StageResult, Weights
+from ..training.stage_result import StageResult, Weights
 from ..training.stages import ADAPTER, TwoStageTraining
 from ..training.tables import weights_hash
-from ..tuners.bituning import BiTuningConfig, BiTuningModel, PrefixEncoder
+from ..tuners.bituning import BiTuningConfig, BiTuningModel, EmbeddingCenter, PrefixEncoder
 from ..tuners.bituning.backbone import embedding_scale, find_backbone, token_embeddings
 from ..tuners.ilora import ILoRAConfig
 from ..tuners.pooling import PooledModel
 from .kept_weights import KeptWeights
 
 FULL = "full"
+POOLED = ("pooling", "center_embeddings")  # settings of `PooledModel`
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def build_tuned(
     Args:
         method: one of `TUNERS`.
         base: the frozen language model; full fine-tuning thaws it.
-        settings: fields of the method's config in place of its defaults; `pooling` for every method.
+        settings: fields of the method's config in place of its defaults; `pooling` and `center_embeddings` for every
+            method but `ilora`, which has no center.
         recommender: the frozen ID recommender, for methods that read one.
         arguments: give the seed and the text that virtual tokens start from.
 
@@ -93,7 +95,7 @@ def build_tuned(
         if tuner.config_class is ILoRAConfig:  # its rows have no virtual tokens
             arguments = replace(arguments, prefix_text=None, suffix_text=None)
         return attach_adapter(base, cast(BiTuningConfig, config), recommender, arguments)
-    pooling = settings.pop("pooling", "last")
+    pooled = {name: settings.pop(name) for name in POOLED if name in settings}
     if tuner.config_class is None:
         _refuse(method, settings)
         if base.model.dtype != torch.float32:
@@ -102,13 +104,13 @@ def build_tuned(
                 "loses small updates: load it in float32 and set mixed_precision"
             )
         find_backbone(base.model).requires_grad_(True)  # an untied language-model head has nothing to learn here
-        return PooledModel(base.model, pooling)
+        return PooledModel(base.model, **pooled)
     config = _make_config(method, tuner.config_class, {"task_type": "FEATURE_EXTRACTION", **settings})
     torch.manual_seed(arguments.seed)
     model = get_peft_model(base.model, config)
     if isinstance(config, PromptTuningConfig):
         _start_prompt(cast(PeftModel, model), base, arguments)
-    return PooledModel(cast(PeftModel, model), pooling)
+    return PooledModel(cast(PeftModel, model), **pooled)
 
 
 def merge_lora(base: BaseModel, settings: dict[str, Any], weights: Weights, arguments: LaserArguments) -> BaseModel:
@@ -159,8 +161,11 @@ def adapter_bytes(model: nn.Module) -> int:
 
 
 def trained_weights(model: nn.Module) -> Weights:
-    """Copy the weights that require gradients to the CPU, by their names."""
-    return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}
+    """Copy the weights that require gradients to the CPU, by their names, with the center of a `PooledModel`."""
+    trained: dict[str, Tensor] = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    if isinstance(model, PooledModel) and model.embedding_center is not None:
+        trained["embedding_center.weight"] = model.embedding_center.weight
+    return {name: value.detach().cpu().clone() for name, value in trained.items()}
 
 
 def load_trained(model: nn.Module, weights: Weights) -> None:
@@ -170,10 +175,10 @@ def load_trained(model: nn.Module, weights: Weights) -> None:
         model: of the same kind.
         weights: by their names.
     """
-    parameters = dict(model.named_parameters())
+    known: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, value in weights.items():
-            parameters[name].copy_(value)
+            known[name].copy_(value)
 
 
 class TunedTraining(TwoStageTraining):
@@ -204,6 +209,10 @@ class TunedTraining(TwoStageTraining):
     def _aux_loss_coef(self) -> float:
         return 0.0 if self._pooled is not None else super()._aux_loss_coef
 
+    @property
+    def _embedding_center(self) -> EmbeddingCenter | None:
+        return super()._embedding_center if self._pooled is None else self._pooled.embedding_center
+
     def _weights(self) -> Weights:
         return super()._weights() if self._pooled is None else trained_weights(self._pooled)
 
@@ -220,7 +229,7 @@ class TunedTraining(TwoStageTraining):
             What a training without epochs would keep.
         """
         self.set_weights(start.items)
-        self.items = ItemSide(1, self._item_weights(), self._encode_items())
+        self.items = self._encode_side(1, center=False)  # users are centered by what A and A' have
         self.set_weights(start.users)
         return self._untrained()
 

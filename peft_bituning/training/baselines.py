@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 
@@ -13,7 +13,7 @@ from ..catalog.item_table import ItemTable
 from ..data.samples import LeaveOneOut
 from ..evaluation import evaluate_ranking, history_scorer
 from ..recommenders import IDRecommender, ItemKNN, Popularity
-from ..tuners.bituning import BiTuningConfig
+from ..tuners.bituning import BiTuningConfig, BiTuningModel
 from .ranking import rank_users
 from .tables import encode_table
 
@@ -92,7 +92,7 @@ def language_model_rows(
 
     Returns:
         The rows "untrained LLM (mean)", the masked mean of the prompt's text states without virtual tokens, and
-        "untrained suffix", and the latter's item table.
+        "untrained suffix", and the latter's item table, by whose mean the model is centered from now on.
     """
     samples = split.samples("test")
     model.add_adapter(UNTRAINED_MEAN, BiTuningConfig(prefix_encoder="none", pooling="mean"))
@@ -101,7 +101,8 @@ def language_model_rows(
     mean = rank_users(encoder, samples, table, progress, "untrained LLM")
     model.set_adapter(adapter)
     model.delete_adapter(UNTRAINED_MEAN)
-    table = encode_table(encoder, num_items, tables, {**identity, "adapter": adapter}, progress)
+    center = cast(BiTuningModel, model.base_model).embedding_center
+    table = encode_table(encoder, num_items, tables, {**identity, "adapter": adapter}, progress, center)
     suffix = rank_users(encoder, samples, table, progress, "untrained suffix")
     return Baselines(
         [

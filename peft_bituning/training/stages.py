@@ -16,7 +16,7 @@ from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
 from ..data.samples import LeaveOneOut, Sample
 from ..errors import CheckpointError, InputError, NonFiniteLossError
-from ..tuners.bituning import BiTuningModel, PrefixEncoder
+from ..tuners.bituning import BiTuningModel, EmbeddingCenter, EmbeddingTuner, PrefixEncoder
 from .arguments import LaserArguments
 from .batches import plan_updates
 from .checkpoint import Checkpoint, CheckpointStore
@@ -129,7 +129,7 @@ class TwoStageTraining(ResumableTraining):
 
     def _untrained(self) -> StageResult:
         """What a stage 1 without epochs keeps: the weights and the item table that training starts from."""
-        items = self.items or ItemSide(1, self._item_weights(), self._encode_items())
+        items = self.items or self._encode_side(1)
         table = items.table.to(self.accelerator.device)
         report = rank_users(self.encoder, self.validation, table, self._progress, "validating before training")
         return StageResult(self._weights(), items, 0, report.metrics())
@@ -138,7 +138,7 @@ class TwoStageTraining(ResumableTraining):
         state, arguments = self.state, self.arguments
         started = time.perf_counter()
         if self.items is None or (state.stage == 1 and self.items.epoch != state.epoch + 1):
-            self.items = ItemSide(state.epoch + 1, self._item_weights(), self._encode_items())
+            self.items = self._encode_side(state.epoch + 1)
         table = self.items.table.to(self.accelerator.device)
         samples = self._epoch_samples(self._epoch_number())
         updates = self._plan(samples, self._epoch_number())
@@ -219,6 +219,10 @@ class TwoStageTraining(ResumableTraining):
         return cast(BiTuningModel, self.model.base_model).prefix_encoder
 
     @property
+    def _embedding_center(self) -> EmbeddingCenter | None:
+        return cast(EmbeddingTuner, self.model.base_model).embedding_center
+
+    @property
     def _aux_loss_coef(self) -> float:
         return getattr(self.model.peft_config[ADAPTER], "router_aux_loss_coef", 0.0)
 
@@ -235,9 +239,13 @@ class TwoStageTraining(ResumableTraining):
         users = [sample.user for sample in samples] if self._one_pass_a_user else None
         return plan_updates(lengths, self.rows_per_update, self.arguments.seed, epoch, users)
 
-    def _encode_items(self) -> ItemTable:
+    def _encode_side(self, epoch: int, center: bool = True) -> ItemSide:
+        """Encode the item table with the weights at hand, which are centered by it first where the adapter is."""
         identity = {**self.identity, "weights": weights_hash(self._weights())}
-        return encode_table(self.encoder, self.num_items, self.store.folder / TABLES, identity, self._progress)
+        moved = self._embedding_center if center else None
+        tables = self.store.folder / TABLES
+        table = encode_table(self.encoder, self.num_items, tables, identity, self._progress, moved)
+        return ItemSide(epoch, self._item_weights(), table)
 
     def _start_loop(self) -> UpdateLoop:
         arguments, stage = self.arguments, self.state.stage

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
 from ..catalog.table_shards import TableShards
+from ..tuners.bituning import EmbeddingCenter
 
 TABLES = "tables"  # folder beside the checkpoints
 LARGE_CATALOG = 16_384  # items; above it a table is encoded shard by shard, and mapped
@@ -21,7 +22,12 @@ KEPT = 2  # tables beside the one being made: a resumed run comes by those of it
 
 
 def encode_table(
-    encoder: HistoryEncoder, num_items: int, folder: Path, identity: Mapping[str, Any], progress: bool = False
+    encoder: HistoryEncoder,
+    num_items: int,
+    folder: Path,
+    identity: Mapping[str, Any],
+    progress: bool = False,
+    center: EmbeddingCenter | None = None,
 ) -> ItemTable:
     """Encode the catalog with the weights at hand; every process must call it.
 
@@ -31,12 +37,18 @@ def encode_table(
         folder: where shards of large catalogs go; the last tables made there stay.
         identity: what the table depends on, as JSON values.
         progress: show a progress bar.
+        center: the model's, moved to the mean of the catalog's unit embeddings; for a large catalog, to that of
+            items spread evenly over it, at most as many as are no large one. None moves nothing.
 
     Returns:
         The table, the same on every process.
     """
     if num_items <= LARGE_CATALOG:
-        return ItemTable.from_embeddings(encoder.encode_items(num_items, distributed=True, progress=progress))
+        embeddings = encoder.encode_items(num_items, distributed=True, progress=progress)
+        return ItemTable.from_embeddings(embeddings if center is None else center.move(embeddings))
+    if center is not None:
+        some = [[index] for index in range(0, num_items, -(-num_items // LARGE_CATALOG))]
+        center.move(encoder.encode(some, "item", True, progress, "encoding items for their mean"))
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     if PartialState().is_main_process:
         others = [each for each in folder.glob("*") if each.name != key]

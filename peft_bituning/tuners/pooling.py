@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigurationError, UnsupportedModelError
-from .bituning.backbone import embed_text, find_backbone
+from .bituning.backbone import embed_text, find_backbone, token_width
+from .bituning.center import EmbeddingCenter
 from .bituning.outputs import BiTuningOutput
 from .bituning.packed_batch import PackedBatch
 
@@ -29,6 +30,8 @@ class PooledModel(nn.Module):
     Args:
         model: a `PeftModel`, or a bare language model of transformers.
         pooling: which state is the embedding: the `last` text token's, or the `mean` of the text.
+        center_embeddings: take the mean of the items' unit embeddings off every unit embedding, as
+            `BiTuningConfig.center_embeddings` does; the vector is this model's own and not in the wrapped one's files.
 
     Raises:
         ConfigurationError: an unknown pooling.
@@ -38,12 +41,15 @@ class PooledModel(nn.Module):
     # As in `BiTuningModel`: what all rows share runs once; False runs every row whole.
     share_start = True
 
-    def __init__(self, model: PeftModel | PreTrainedModel, pooling: str = "last") -> None:
+    def __init__(
+        self, model: PeftModel | PreTrainedModel, pooling: str = "last", center_embeddings: bool = False
+    ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ConfigurationError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
         self.model = model
         self.pooling = pooling
+        self.embedding_center = EmbeddingCenter(token_width(self.language_model)) if center_embeddings else None
         find_backbone(self.language_model)
         if isinstance(model, PeftModel):
             _check_method(model)
@@ -82,7 +88,10 @@ class PooledModel(nn.Module):
         model = self.language_model
         tokens, mask = embed_text(model, input_ids, attention_mask, inputs_embeds)
         batch = PackedBatch.of(model, tokens, mask, input_ids, prefix=self._virtual_tokens(len(tokens)))
-        return batch.run(model, self.pooling, share_start=self.share_start, **backbone_kwargs)
+        result = batch.run(model, self.pooling, share_start=self.share_start, **backbone_kwargs)
+        if self.embedding_center is not None:
+            result.pooler_output = self.embedding_center(result.pooler_output)
+        return result
 
     def _virtual_tokens(self, batch_size: int) -> Tensor | None:
         """The prompt [B, P, D] of prompt tuning or P-tuning, or None."""

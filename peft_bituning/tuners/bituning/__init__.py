@@ -1,7 +1,9 @@
 """Bi-Tuning: trainable virtual tokens before and after the text of a frozen language model (paper Section 3)."""
 
 from ...registration import register_tuner
+from .center import EmbeddingCenter
 from .config import BiTuningConfig
+from .embedding_tuner import EmbeddingTuner
 from .encoders import PrefixEncoder, prefix_encoders, register_prefix_encoder
 from .model import BiTuningModel
 from .outputs import BiTuningOutput
@@ -12,6 +14,8 @@ __all__ = [
     "BiTuningConfig",
     "BiTuningModel",
     "BiTuningOutput",
+    "EmbeddingCenter",
+    "EmbeddingTuner",
     "PrefixEncoder",
     "prefix_encoders",
     "register_prefix_encoder",

@@ -30,6 +30,8 @@ class BiTuningConfig(PeftConfig):
         router_aux_loss_coef: weight of the load-balancing loss (paper: lambda).
         collaborative_dropout: share of training rows that are treated as having no collaborative information.
         pooling: which state is the embedding: `suffix`, `eos`, `mean` or `last`.
+        center_embeddings: take the mean of the items' unit embeddings off every unit embedding; training sets that
+            vector.
         prefix_token_ids: vocabulary ids of the text whose embeddings the prefix starts from, repeated or cut to P;
             None draws the prefix at random.
         suffix_token_id: vocabulary id of the token whose embedding the suffix starts from; None draws it at random.
@@ -70,6 +72,10 @@ class BiTuningConfig(PeftConfig):
     )
     pooling: str = field(
         default="suffix", metadata={"help": "Which state is the embedding: suffix, eos, mean or last."}
+    )
+    center_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Take the mean of the items' unit embeddings off every unit embedding."},
     )
     prefix_token_ids: list[int] | None = field(
         default=None, metadata={"help": "Vocabulary ids the prefix starts from; None draws it at random."}
@@ -118,8 +124,9 @@ class BiTuningConfig(PeftConfig):
         if not (isinstance(self.router_aux_loss_coef, int | float) and self.router_aux_loss_coef >= 0):
             raise ConfigurationError(f"router_aux_loss_coef must be >= 0, got {self.router_aux_loss_coef!r}")
         self._check_token_ids()
-        if not isinstance(self.init_weights, bool):
-            raise ConfigurationError(f"init_weights must be True or False, got {self.init_weights!r}")
+        for name in ("init_weights", "center_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not (isinstance(self.prefix_encoder, str) and self.prefix_encoder):
             raise ConfigurationError(
                 f"prefix_encoder must be the name of a registered encoder, got {self.prefix_encoder!r}"

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ...errors import InputError, UnsupportedOperationError
 from .backbone import embed_text, find_backbone
+from .center import EmbeddingCenter
 from .outputs import BiTuningOutput
 
 
@@ -167,6 +168,11 @@ class EmbeddingTuner(BaseTuner):
         text = Text(*embed_text(self.model, input_ids, *given), input_ids)
         collaborative = Collaborative(*(kwargs.pop(f"collaborative_{key}", None) for key in Collaborative._fields))
         return self._continue(name, text, collaborative, partial(generate, self.model), **kwargs)
+
+    @property
+    def embedding_center(self) -> EmbeddingCenter | None:
+        """What the embeddings of the active adapter are centered by; None where they are not."""
+        return None
 
     @property
     def backbone(self) -> nn.Module:

@@ -1,6 +1,6 @@
 """The one tuner layer of a Bi-Tuning model: every adapter's prefix encoder and suffix."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -8,6 +8,7 @@ from torch import nn
 
 from ...errors import ConfigurationError, UnsupportedOperationError
 from .backbone import device_of
+from .center import EmbeddingCenter
 from .encoders import PrefixEncoder
 
 LAYER_NAME = "virtual_tokens"
@@ -24,31 +25,37 @@ class AdapterDict(nn.ModuleDict):
 
 
 class VirtualTokens(nn.Module, BaseTunerLayer):
-    """Holds, for each adapter, a prefix encoder and, under suffix pooling, the suffix [1, D] (paper Eq. 1).
+    """Holds, for each adapter, a prefix encoder, under suffix pooling the suffix [1, D] (paper Eq. 1), and a center.
 
     Args:
         embeddings: the model's token embeddings, whose device the virtual tokens share.
     """
 
-    adapter_layer_names = ("bituning_prefix", "bituning_suffix")
+    adapter_layer_names = ("bituning_prefix", "bituning_suffix", "bituning_center")
 
     def __init__(self, embeddings: nn.Embedding) -> None:
         super().__init__()
         self._embeddings = [embeddings]  # in a list: to know its device, not to own it
         self.bituning_prefix = AdapterDict()
         self.bituning_suffix = AdapterDict()
+        self.bituning_center = AdapterDict()
 
-    def add(self, name: str, encoder: PrefixEncoder, suffix: nn.Embedding | None) -> None:
+    def add(
+        self, name: str, encoder: PrefixEncoder, suffix: nn.Embedding | None, center: EmbeddingCenter | None
+    ) -> None:
         """Add an adapter.
 
         Args:
             name: the adapter's name.
             encoder: its prefix encoder.
             suffix: its suffix, an embedding of one token [1, D], or None where the pooling has none.
+            center: what its embeddings are centered by, or None.
         """
         self.bituning_prefix[name] = encoder
         if suffix is not None:
             self.bituning_suffix[name] = suffix
+        if center is not None:
+            self.bituning_center[name] = center
 
     def check_name(self, name: str, encoder: PrefixEncoder) -> None:
         """Refuse adapter names that PEFT would confuse with a part of a parameter's name.
@@ -86,6 +93,12 @@ class VirtualTokens(nn.Module, BaseTunerLayer):
         suffix = self.bituning_suffix[name]
         return suffix(torch.zeros(1, dtype=torch.long, device=next(suffix.parameters()).device))
 
+    def center(self, name: str) -> EmbeddingCenter | None:
+        """Return what an adapter's embeddings are centered by, or None."""
+        if name not in self.bituning_center:
+            return None
+        return cast(EmbeddingCenter, self.bituning_center[name])
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: virtual tokens are inputs, there is no weight to merge them into."""
         raise UnsupportedOperationError(
@@ -96,9 +109,8 @@ class VirtualTokens(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
         """Move an adapter beside the token embeddings; PEFT's own version looks for a `base_layer` for ever."""
         device = device_of(self._embeddings[0]) if device is None else device
-        parameters = [*self.encoder(adapter_name).parameters()]
-        if adapter_name in self.bituning_suffix:
-            parameters.extend(self.bituning_suffix[adapter_name].parameters())
-        for parameter in parameters:
-            if not (parameter.is_meta or torch.device(device).type == "meta"):
-                parameter.data = parameter.data.to(device)
+        dicts = [getattr(self, name) for name in self.adapter_layer_names]
+        parts = [each[adapter_name] for each in dicts if adapter_name in each]
+        for tensor in [each for part in parts for each in (*part.parameters(), *part.buffers())]:
+            if not (tensor.is_meta or torch.device(device).type == "meta"):
+                tensor.data = tensor.data.to(device)

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError, UnsupportedOperationError
 from ...losses import load_balancing_loss
-from .backbone import device_of, eos_token_id, find_backbone, token_embeddings
+from .backbone import device_of, eos_token_id, find_backbone, token_embeddings, token_width
+from .center import EmbeddingCenter
 from .config import BiTuningConfig
 from .embedding_tuner import Collaborative, EmbeddingTuner, Text
 from .encoders import Prefix, PrefixEncoder
@@ -59,6 +60,9 @@ class BiTuningModel(EmbeddingTuner):
         batch = PackedBatch.of(self.model, *text, prefix.embeddings, self._suffix(name))
         share = self.share_start and prefix.is_shared
         result = batch.run(self.model, self._pooling(name), labels, share_start=share, **settings)
+        center = self._layer.center(name)
+        if center is not None:
+            result.pooler_output = center(result.pooler_output)
         result.router_logits = prefix.router_logits
         if prefix.router_logits is not None and prefix.router_mask is not None:
             result.aux_loss = load_balancing_loss(prefix.router_logits, prefix.router_mask, reduce=self.training)
@@ -104,6 +108,11 @@ class BiTuningModel(EmbeddingTuner):
         return self._layer.encoder(self._active())
 
     @property
+    def embedding_center(self) -> EmbeddingCenter | None:
+        """What the embeddings of the active adapter are centered by; None where they are not."""
+        return self._layer.center(self._active())
+
+    @property
     def _layer(self) -> VirtualTokens:
         return getattr(self.model, LAYER_NAME)
 
@@ -139,6 +148,7 @@ class BiTuningModel(EmbeddingTuner):
             )
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             encoder, suffix = make_virtual_tokens(model, config)
+        center = EmbeddingCenter(token_width(model)) if config.center_embeddings else None
         start_from_tokens(model, config, encoder, suffix)
         layer = getattr(model, LAYER_NAME, None) or VirtualTokens(token_embeddings(model))
         layer.check_name(adapter_name, encoder)
@@ -147,7 +157,7 @@ class BiTuningModel(EmbeddingTuner):
             keep_differentiable(model)
             model.add_module(LAYER_NAME, layer)
             self._layer.set_adapter([adapter_name])
-        self._layer.add(adapter_name, encoder, suffix)
+        self._layer.add(adapter_name, encoder, suffix, center)
         self._layer._move_adapter_to_device_of_base_layer(adapter_name)
         active = adapter_name in self.active_adapters
         self._layer.set_requires_grad(adapter_name, active and not config.inference_mode)
