@@ -294,7 +294,7 @@ def test_it_starts_from_what_another_kept(
         METHODS[method].run(replace(target, start=None))
 
 
-def _encoded(trial: Trial, weights: dict[str, torch.Tensor], users: bool) -> torch.Tensor:
+def _encoded(trial: Trial, weights: dict[str, torch.Tensor], users: bool, normalize: bool = True) -> torch.Tensor:
     """Encode test users or items one by one, without this room's training."""
     base, arguments = trial.load_base(), trial.arguments
     width = 64
@@ -316,4 +316,25 @@ def _encoded(trial: Trial, weights: dict[str, torch.Tensor], users: bool) -> tor
             inputs["collaborative_mask"] = torch.zeros(1, 1, dtype=torch.bool)
         with torch.no_grad():
             rows.append(model(**inputs)["pooler_output"][0])
-    return torch.nn.functional.normalize(torch.stack(rows), dim=1)
+    return torch.nn.functional.normalize(torch.stack(rows), dim=1) if normalize else torch.stack(rows)
+
+
+def test_any_method_can_be_centered(make_trial: Callable[..., Trial], tiny_base: Callable[[], BaseModel]) -> None:
+    """By the mean of the items that A encoded, which users are centered by too; it goes where the weights go."""
+    trial = replace(make_trial("lora", "source", {"center_embeddings": True}), keeps_weights=True)
+    kept = METHODS["lora"].run(trial).weights
+    assert kept is not None
+    name = "embedding_center.weight"
+    assert torch.equal(kept.users[name], kept.items[name]) and kept.users[name].any()
+    items = _encoded(trial, kept.items, False, normalize=False)
+    torch.testing.assert_close(items.mean(0), torch.zeros(D), atol=1e-5, rtol=0)
+    assert any(not torch.equal(kept.users[each], value) for each, value in kept.items.items())
+
+    target = replace(make_trial("lora", "target", {"center_embeddings": True}), start=kept)
+    target = replace(target, split=target.split.drawn(0))
+    result = METHODS["lora"].run(target)
+    scores = _encoded(target, kept.users, True) @ _encoded(target, kept.items, False).T
+    ranks = target_ranks(scores, [sample.target for sample in target.split.samples("test")])
+    np.testing.assert_allclose(result.report.ranks_unfiltered, ranks)
+    with pytest.raises(ConfigurationError, match="settings of ilora must be fields .*, got center_embeddings"):
+        METHODS["ilora"].run(make_trial("ilora", "ilora", {"center_embeddings": True}))

@@ -202,6 +202,7 @@ def run(folder: Path, base_model: Path, resume: bool) -> dict[str, Any]:
         encoder_num_attention_heads=2,
         encoder_dropout=0.2,
         collaborative_dropout=0.3,
+        center_embeddings=True,
     )
     arguments = LaserArguments(
         output_dir=str(folder),

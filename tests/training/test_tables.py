@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +42,27 @@ def test_the_same_training(
     assert not (tmp_path / "mapped" / "checkpoints").exists()
     again = LaserRecommender.from_pretrained(tmp_path / "mapped", base_model=tiny_base())
     assert torch.equal(again.table.embeddings, mapped.table.embeddings)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_users_and_items_are_centered_alike(
+    train: Train, tiny_base: Callable[[], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """By the mean over the catalog; over every second item of a large one. New items too, and after loading."""
+    if large:
+        make_large(monkeypatch)
+    train("out", {"center_embeddings": True}, **TWO)
+    found = LaserRecommender.from_pretrained(tmp_path / "out", base_model=tiny_base())
+    items = found.encode_items()
+    np.testing.assert_allclose(items[:: 2 if large else 1].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(found.encode_items(normalize_embeddings=True), found.table.embeddings, atol=1e-5)
+    centers = {name: value for name, value in found.model.state_dict().items() if "bituning_center" in name}
+    user_center, item_center = centers.values()
+    assert torch.equal(user_center, item_center) and 0.1 < float(item_center.norm()) < 1
+    found.add_items([{"item_id": "new", "title": "a lamp"}])
+    for embeddings in (found.encode_items(), found.encode_users([[], ["new"]])):
+        np.testing.assert_allclose(np.linalg.norm(embeddings + item_center.numpy(), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(found.encode_items(["new"], normalize_embeddings=True)[0], found.table.embeddings[-1])
 
 
 def test_interrupted_within_encoding(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ def main(base_model: str, folder: Path, batch_size: int, budget: bool) -> None:
         encoder_num_layers=2,
         encoder_num_attention_heads=2,
         router_aux_loss_coef=0.1,
+        center_embeddings=not budget,
     )
     arguments = LaserArguments(
         output_dir=str(folder),
@@ -56,6 +57,7 @@ def main(base_model: str, folder: Path, batch_size: int, budget: bool) -> None:
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=3,
         learning_rate=1e-2,
+        temperature=0.05 if budget else 0.2,
         cuts="every_cut" if budget else "last_cut",
         max_tokens_per_pass=260 if budget else None,
         logging_steps=1,

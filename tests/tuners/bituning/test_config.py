@@ -31,6 +31,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert (config.router_gradient, config.router_aux_loss_coef) == ("straight_through", 0.01)
     assert (config.pooling, config.encoder_dropout, config.collaborative_dropout) == ("suffix", 0.0, 0.0)
     assert config.collaborative_dim is None and config.modules_to_save is None and config.init_weights is True
+    assert config.center_embeddings is False
 
 
 def test_peft_knows_it() -> None:
@@ -64,7 +65,11 @@ def test_no_task_is_feature_extraction(given: Any, found: TaskType) -> None:
             for value in (1.0, -0.1, float("nan"), "0.1")
         ],
         *[("router_aux_loss_coef", value, ">= 0") for value in (-1e-9, float("nan"), "0.01", None)],
-        *[("init_weights", value, "True or False") for value in (1, "yes", None)],
+        *[
+            (name, value, "True or False")
+            for name in ("init_weights", "center_embeddings")
+            for value in (1, "yes", None)
+        ],
         *[("prefix_encoder", value, "the name of a registered encoder") for value in ("", None, 3)],
         ("pooling", "max", "one of suffix, eos, mean, last"),
         ("pooling", None, "one of suffix, eos, mean, last"),
@@ -89,6 +94,7 @@ def test_it_round_trips_through_json_alone(tmp_path: Path) -> None:
         collaborative_dropout=0.25,
         pooling="eos",
         init_weights=False,
+        center_embeddings=True,
         modules_to_save=["lm_head"],
         task_type="CAUSAL_LM",
     )
@@ -115,7 +121,7 @@ def test_an_unknown_key_in_the_file_is_told_and_a_bad_value_refused(tmp_path: Pa
 
 def test_every_setting_has_a_help_text() -> None:
     own = set(BiTuningConfig.__dataclass_fields__) - set(PeftConfig.__dataclass_fields__)
-    assert len(own) == 18
+    assert len(own) == 19
     assert all(BiTuningConfig.__dataclass_fields__[name].metadata["help"] for name in own)
 
 
