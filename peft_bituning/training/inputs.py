@@ -1,6 +1,7 @@
 """What training starts from: histories, their split, the adapter and the prompts, checked against each other."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,15 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from ..base_models import BaseModel
-from ..data import PRESETS, Interactions, LeaveOneOut, PromptEncoder, PromptTemplate, interactions_from_tables
+from ..data import (
+    PRESETS,
+    Interactions,
+    ItemCatalog,
+    LeaveOneOut,
+    PromptEncoder,
+    PromptTemplate,
+    interactions_from_tables,
+)
 from ..errors import ConfigurationError, DataError
 from ..recommenders import IDRecommender
 from ..tuners.bituning import BiTuningConfig, BiTuningModel
@@ -163,12 +172,7 @@ def make_prompts_beside(
     Raises:
         ConfigurationError: virtual tokens leave no room for text, or an attribute is not in the catalog.
     """
-    missing = sorted({*(arguments.attributes or ())} - {*data.items.text_columns, "none"})
-    if missing:
-        raise ConfigurationError(
-            f"attributes must be columns of the catalog ({', '.join(data.items.text_columns) or 'it has none'}) or "
-            f"none, got {', '.join(missing)}"
-        )
+    check_attributes(arguments.attributes or (), data.items)
     length = arguments.max_length
     limit = max_positions(base.model)
     if limit is not None:
@@ -178,6 +182,24 @@ def make_prompts_beside(
                 f"num_virtual_tokens must leave room for text in max_position_embeddings ({limit}), got {num_tokens}"
             )
     return PromptEncoder(template, base.tokenizer, data.items, length, arguments.max_history, arguments.max_item_tokens)
+
+
+def check_attributes(attributes: Sequence[str], items: ItemCatalog) -> None:
+    """Refuse attributes that no item has; a prompt would leave them out without a word.
+
+    Args:
+        attributes: what is to be printed beside the title; `none` is nothing.
+        items: the catalog.
+
+    Raises:
+        ConfigurationError: one of them is no column of the catalog.
+    """
+    missing = sorted({*attributes} - {*items.text_columns, "none"})
+    if missing:
+        raise ConfigurationError(
+            f"attributes must be columns of the catalog ({', '.join(items.text_columns) or 'it has none'}) or none, "
+            f"got {', '.join(missing)}"
+        )
 
 
 def read_template(name: str, attributes: list[str] | None = None) -> PromptTemplate:

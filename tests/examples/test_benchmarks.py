@@ -29,3 +29,12 @@ def test_an_unknown_one_is_refused() -> None:
     done = subprocess.run([sys.executable, str(SPEED), "lose"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
     assert "choose from train_step, encode, loss, rank, memory, got lose" in done.stderr
+
+
+def test_an_attribute_that_no_item_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"item_id": "a", "title": "A lamp", "brand": "Acme"}\n')
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1\n")
+    command = [sys.executable, str(SPEED), "encode", "--dataset", f"folder:{tmp_path}", "--attributes", "colour"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "attributes must be columns of the catalog (brand) or none, got colour" in done.stderr

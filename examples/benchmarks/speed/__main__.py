@@ -26,6 +26,9 @@ import setting
 import torch
 import train_step
 
+from peft_bituning.errors import BiTuningError
+from peft_bituning.training.inputs import check_attributes
+
 BENCHMARKS = ("train_step", "encode", "loss", "rank", "memory")
 HAS_PROC = Path("/proc/self/clear_refs").exists()  # what memory is read from
 
@@ -53,6 +56,10 @@ def main() -> None:
     for name, value in ((setting.DATASET, arguments.dataset), (setting.ATTRIBUTES, "\n".join(arguments.attributes))):
         if value:
             os.environ[name] = value  # for the processes of memory, too
+    try:
+        check_attributes(arguments.attributes, setting.interactions().items)
+    except BiTuningError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     default, best, exact = limit.measure()
     print(
