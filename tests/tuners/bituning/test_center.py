@@ -48,7 +48,7 @@ def test_the_mean_goes(seed: int, rows: int, moves: int, scale: float) -> None:
 
 @pytest.mark.parametrize("encoder", ["mformer", "static", "none"])
 def test_embeddings_are_centered(make_model: Callable, make_inputs: Callable, encoder: str) -> None:
-    plain, model, inputs = make_model(prefix_encoder=encoder), make_model(prefix_encoder=encoder), make_inputs()
+    plain, inputs = make_model(prefix_encoder=encoder), make_inputs()
     model = make_model(prefix_encoder=encoder, center_embeddings=True)
     unit = torch.nn.functional.normalize(embed(plain, inputs), dim=-1)
     torch.testing.assert_close(embed(model, inputs), unit)  # the center is zero at first
