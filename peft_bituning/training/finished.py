@@ -70,8 +70,9 @@ def load_finished(
         "data": data_hash(data),
     }
     found = {name: results.get(name) for name in asked}
-    for part in ("settings", "adapter"):
-        found[part] = {name: (found[part] or {}).get(name) for name in asked[part]}
+    later = {each.name: each.default for each in fields(BiTuningConfig)}  # what a run made before a field had
+    for part, missing in (("settings", {}), ("adapter", later)):
+        found[part] = {name: (found[part] or {}).get(name, missing.get(name)) for name in asked[part]}
     different = differences(found, to_json(asked))
     finished = None if different else LaserRecommender.from_pretrained(folder, base, device)
     if finished is not None:

@@ -1,5 +1,6 @@
 """`--resume` on a finished run: nothing is trained again, and another run is not taken for it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from peft_bituning.errors import CheckpointError
 from peft_bituning.recommenders import Precomputed
 from peft_bituning.serving import LaserRecommender
 from peft_bituning.training import LaserArguments, fit
+from peft_bituning.training.results import RESULTS_FILE
 from peft_bituning.training.stages import TwoStageTraining
 
 from .conftest import SMALL
@@ -91,3 +93,15 @@ def test_another_template_object_is_refused(
     assert torch.equal(found.table.embeddings, no_training.table.embeddings)
     with pytest.raises(CheckpointError, match="another one: template is another one"):
         fit(few, None, tiny_base(), BiTuningConfig(**SMALL), arguments, template=PRESETS["paper"])
+
+
+def test_one_of_before_a_field_was_is_loaded(no_training: LaserRecommender, train: Train, tmp_path: Path) -> None:
+    """The field's default is what it was trained with."""
+    path = tmp_path / "output" / RESULTS_FILE
+    results = json.loads(path.read_text())
+    del results["adapter"]["center_embeddings"]
+    path.write_text(json.dumps(results))
+    again = train(prefix_text="a b", resume=True)
+    assert torch.equal(again.table.embeddings, no_training.table.embeddings)
+    with pytest.raises(CheckpointError, match="adapter.center_embeddings was False and is True"):
+        train(prefix_text="a b", resume=True, adapter={"center_embeddings": True})
