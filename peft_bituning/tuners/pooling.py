@@ -34,7 +34,7 @@ class PooledModel(nn.Module):
             `BiTuningConfig.center_embeddings` does; the vector is this model's own and not in the wrapped one's files.
 
     Raises:
-        ConfigurationError: an unknown pooling.
+        ConfigurationError: an unknown pooling, or `center_embeddings` that is no bool.
         UnsupportedModelError: an adapter that has this interface itself, or works on keys and values.
     """
 
@@ -47,6 +47,8 @@ class PooledModel(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise ConfigurationError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        if not isinstance(center_embeddings, bool):
+            raise ConfigurationError(f"center_embeddings must be True or False, got {center_embeddings!r}")
         self.model = model
         self.pooling = pooling
         self.embedding_center = EmbeddingCenter(token_width(self.language_model)) if center_embeddings else None

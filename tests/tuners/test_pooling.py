@@ -172,6 +172,8 @@ def test_in_place_of_a_bi_tuning_model(tiny_base: Callable[[], BaseModel], tiny_
 def test_refusals(make_llm: Callable) -> None:
     with pytest.raises(ConfigurationError, match="pooling must be one of last, mean, got 'suffix'"):
         PooledModel(make_llm(), "suffix")
+    with pytest.raises(ConfigurationError, match="center_embeddings must be True or False, got 'yes'"):
+        PooledModel(make_llm(), center_embeddings="yes")  # type: ignore[arg-type]
     for config in (BiTuningConfig(prefix_encoder="static"), ILoRAConfig(collaborative_dim=6)):
         with pytest.raises(UnsupportedModelError, match="gives no pooled embedding, got .*; call the model itself"):
             PooledModel(get_peft_model(make_llm(), config))
