@@ -14,6 +14,8 @@ import pytest
 from peft_bituning import LaserRecommender
 from peft_bituning.catalog import ItemTable
 
+pytestmark = pytest.mark.timeout(900)  # processes of their own
+
 SCRIPT = Path(__file__).with_name("encoding_runs.py")
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs" / "accelerate"
 RUNS: dict[str, Any] = runpy.run_path(str(SCRIPT))
@@ -34,7 +36,7 @@ def outcomes(tmp_path_factory, trained) -> dict[str, Any]:
     """Visit every point once, in forks of one process."""
     work = tmp_path_factory.mktemp("killed")
     command = [sys.executable, str(SCRIPT), "kills", str(trained.folder), str(trained.base_folder), str(work)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((work / "kills.json").read_text())
 
@@ -68,7 +70,7 @@ def launched(tmp_path_factory, trained) -> dict[str, Path]:
         log = (root / f"{kind}.log").open("w")
         started.append((kind, subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)))
     for kind, process in started:
-        assert process.wait(timeout=240) == 0, (root / f"{kind}.log").read_text()[-3000:]
+        assert process.wait(timeout=840) == 0, (root / f"{kind}.log").read_text()[-3000:]
     return {kind: root / kind for kind, _ in started}
 
 

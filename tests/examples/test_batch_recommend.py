@@ -16,6 +16,8 @@ import torch
 
 from peft_bituning.errors import ArtifactError, ConfigurationError, DataError, UnknownItemError
 
+pytestmark = pytest.mark.timeout(900)  # processes of their own
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "by_feature" / "batch_recommend.py"
 HISTORIES = [["007", "8"], [], ["gone", "b2"], ["c1", "c0", "b9", "b8"], ["b4"]]
 ENVIRONMENT = {
@@ -67,7 +69,7 @@ def test_two_processes(trained, argv: list[str], tmp_path: Path) -> None:
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=840,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said = "5 users in 3 shards (3 made now), 1 cold starts, 1 unknown items left out; saved to "
@@ -114,7 +116,7 @@ def test_a_mistake_is_one_line(tmp_path: Path) -> None:
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=840,
     )
     assert done.returncode == 1 and done.stdout == ""
     lines = [line for line in done.stderr.strip().splitlines() if "gemm_4bit" not in line]  # bitsandbytes says so

@@ -13,6 +13,8 @@ import pytest
 from peft_bituning.data import Interactions
 from peft_bituning.errors import ConfigurationError
 
+pytestmark = pytest.mark.timeout(900)  # the fixtures run candidates.py
+
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 

@@ -19,6 +19,8 @@ from safetensors.numpy import load_file, save_file
 from peft_bituning.data import Interactions
 from peft_bituning.errors import ConfigurationError
 
+pytestmark = pytest.mark.timeout(900)  # the fixtures run compare.py twice
+
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
@@ -87,7 +89,7 @@ def resumed(config: Path, out: Path) -> dict[str, Any]:
     command = [sys.executable, str(BENCHMARKS / "compare.py"), "--config", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     first = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(out.glob("cells/laser/seed-0-*/checkpoints/step-*/complete.json")):
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.005)
@@ -105,7 +107,7 @@ def resumed(config: Path, out: Path) -> dict[str, Any]:
             os.killpg(first.pid, signal.SIGKILL)
             pytest.fail("the cell's process outlived the one that started it")
     at_kill = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/*/cell.json")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, done.stderr[-3000:]
     return {"at_kill": at_kill, "out": done.stdout}
 

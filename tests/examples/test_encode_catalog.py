@@ -19,6 +19,8 @@ from peft_bituning.catalog import ItemTable
 from peft_bituning.data import ItemCatalog
 from peft_bituning.errors import ArtifactError, ConfigurationError, DataError
 
+pytestmark = pytest.mark.timeout(900)  # processes of their own
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "by_feature" / "encode_catalog.py"
 NEW = [{"item_id": f"new{n}", "title": f"Gold ladder of {n} steps", "brand": "Acme", "size": n} for n in range(7)]
@@ -76,7 +78,7 @@ def test_new_items_in_two_processes(flags: list[str], new_items: Path, trained, 
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=840,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "0 of 4 shards are there, 4 are encoded" in done.stderr

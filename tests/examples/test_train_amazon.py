@@ -17,6 +17,8 @@ from matplotlib import image
 
 from peft_bituning.errors import ConfigurationError
 
+pytestmark = pytest.mark.timeout(900)  # whole trainings in processes of their own
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_amazon.py"
 QUICKSTART = yaml.safe_load((SCRIPT.parent / "configs" / "quickstart.yaml").read_text())
 
@@ -134,7 +136,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, str(SCRIPT), *argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=840
     )
 
 

@@ -16,6 +16,8 @@ import yaml
 
 from peft_bituning.errors import ConfigurationError
 
+pytestmark = pytest.mark.timeout(900)  # the fixtures run compare.py
+
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 

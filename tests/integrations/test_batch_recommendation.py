@@ -25,6 +25,8 @@ from peft_bituning.errors import ArtifactError, ConfigurationError, DataError, U
 from peft_bituning.integrations.batch_recommendation import recommend_parquet
 from peft_bituning.integrations.provenance import made_by
 
+pytestmark = pytest.mark.timeout(900)  # processes of their own
+
 SCRIPT = Path(__file__).with_name("batch_processes.py")
 DDP = Path(__file__).parents[2] / "examples" / "configs" / "accelerate" / "ddp.yaml"
 SETTINGS: dict[str, Any] = {"k": 4, "rows_per_shard": 5, "on_unknown": "ignore"}
@@ -238,7 +240,7 @@ def killed(trained, users: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("killed") / "recs"
     places = [str(path) for path in (trained.folder, trained.base_folder, users, folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL_AT_SHARD": "2"}
-    done = subprocess.run([sys.executable, str(SCRIPT), *places], env=environment, capture_output=True, timeout=240)
+    done = subprocess.run([sys.executable, str(SCRIPT), *places], env=environment, capture_output=True, timeout=840)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     return folder
 
@@ -265,7 +267,7 @@ def two(trained, users: Path, killed: Path, tmp_path_factory: pytest.TempPathFac
     settings = ["--config_file", str(DDP), "--main_process_port", "0"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *settings, str(SCRIPT), *places]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, done.stderr[-3000:]
     return root
 

@@ -26,6 +26,8 @@ from peft_bituning.training import LaserArguments
 from peft_bituning.training.batches import share_of
 from peft_bituning.training.loop import UpdateLoop
 
+pytestmark = pytest.mark.timeout(900)  # processes of their own
+
 SCRIPT = Path(__file__).with_name("trainer_processes.py")
 ROOT = Path(__file__).parents[2]
 NO_DEEPSPEED = importlib.util.find_spec("deepspeed") is None
@@ -168,7 +170,7 @@ def folders(trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
         own = environment | ({} if kind == "zero3" else {"ACCELERATE_USE_CPU": "1"})
         started.append((kind, subprocess.Popen(command, env=own, stdout=log, stderr=log, cwd=ROOT)))
     for kind, process in started:
-        assert process.wait(timeout=240) == 0, (root / f"{kind}.log").read_text()[-3000:]
+        assert process.wait(timeout=840) == 0, (root / f"{kind}.log").read_text()[-3000:]
     return {kind: root / kind for kind, _ in started}
 
 

@@ -56,7 +56,7 @@ def run_python() -> Callable[..., str]:
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=840,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -14,6 +14,8 @@ from peft_bituning.recommenders import Precomputed
 from peft_bituning.training import fit
 from peft_bituning.training.ranking import rank_users
 
+pytestmark = pytest.mark.timeout(900)  # processes of their own
+
 RELOAD = """
 import json, sys
 import numpy as np, torch

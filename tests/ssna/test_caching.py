@@ -13,6 +13,8 @@ from peft_bituning.data import PRESETS, ItemCatalog, PromptEncoder
 from peft_bituning.errors import ArtifactError, ConfigurationError, InputError
 from peft_bituning.ssna import ITEM_TEXT, ItemStates, cache_item_states
 
+pytestmark = pytest.mark.timeout(900)  # processes of their own
+
 
 def test_states_are_the_models_own(tiny_base, tiny_data, tmp_path):
     """Every item alone through the whole model, without padding, gives the same pooled states."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # the fixture kills and resumes 31 runs
+
 SCRIPT = Path(__file__).with_name("killed_runs.py")
 POINTS: dict[str, tuple[Any, int, signal.Signals, int]] = runpy.run_path(str(SCRIPT))["POINTS"]
 KILLS = [name for name, point in POINTS.items() if point[2] == signal.SIGKILL]
@@ -26,7 +28,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Pa
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=840,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

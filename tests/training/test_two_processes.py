@@ -13,9 +13,16 @@ from safetensors.torch import load_file
 
 from peft_bituning import LaserRecommender
 
+pytestmark = pytest.mark.timeout(900)  # the fixture starts five trainings at once
+
 SCRIPT = Path(__file__).with_name("two_processes.py")
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs" / "accelerate"
 KINDS = ["ddp", "fsdp2"]
+# Two processes add up other parts of the same sums, in the order of the CPU's own kernels. A float32 sum of D = 32
+# products is wrong by up to D eps, its cosine is divided by the temperature, and every update goes on from the last.
+D, TEMPERATURE, BUDGET_TEMPERATURE, UPDATES = 32, 0.2, 0.05, 3 * 4
+EPS = float(np.finfo(np.float32).eps)
+ROUNDING = EPS * D / TEMPERATURE * UPDATES  # 2.3e-4 in a loss of about 3
 Folders = dict[str, Path]
 Results = dict[str, dict[str, Any]]
 
@@ -37,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) ->
         log = (root / f"{kind}.log").open("w")
         started.append((kind, subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
     for kind, process in started:
-        assert process.wait(timeout=240) == 0, (root / f"{kind}.log").read_text()[-3000:]
+        assert process.wait(timeout=840) == 0, (root / f"{kind}.log").read_text()[-3000:]
     return {kind: root / kind for kind, _ in started}
 
 
@@ -71,9 +78,9 @@ def test_frozen_weights_are_sharded(folders: Folders) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses(results: Results, kind: str) -> None:
     one, two = results["one"]["log_history"], results[kind]["log_history"]
-    assert len(one) == len(two) == 3 * 4
+    assert len(one) == len(two) == UPDATES
     for left, right in zip(one, two, strict=True):
-        assert {**left, "grad_norm": 0} == pytest.approx({**right, "grad_norm": 0}, abs=1e-5, rel=1e-5)
+        assert {**left, "grad_norm": 0} == pytest.approx({**right, "grad_norm": 0}, abs=ROUNDING, rel=1e-6)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
 
 
@@ -83,7 +90,7 @@ def test_losses_of_passes_within_a_budget(results: Results) -> None:
     assert len(one) == len(two) > 3 * 4
     for left, right in zip(one, two, strict=True):
         assert left["tokens"] == right["tokens"]
-        assert left["loss"] == pytest.approx(right["loss"], abs=1e-4)
+        assert left["loss"] == pytest.approx(right["loss"], abs=EPS * D / BUDGET_TEMPERATURE * len(one))
 
 
 @pytest.mark.parametrize("kind", KINDS)
