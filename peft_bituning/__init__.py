@@ -11,7 +11,6 @@ from .tuners.bituning import (
     register_prefix_encoder,
 )
 from .tuners.ilora import ILoRAConfig, ILoRAModel
-from .tuners.pooling import PooledModel
 
 if TYPE_CHECKING:
     from .serving import LaserRecommender
@@ -25,7 +24,6 @@ __all__ = [
     "ILoRAConfig",
     "ILoRAModel",
     "LaserRecommender",
-    "PooledModel",
     "PrefixEncoder",
     "prefix_encoders",
     "register_prefix_encoder",

@@ -20,17 +20,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from comparison.cells import alone_in
+from bench.bootstrap import paired_bootstrap
+from bench.candidates import AnswerReport
+from bench.comparison.cells import alone_in
+from bench.methods import Trial, forget_checkpoints
+from bench.methods.candidate_answers import METHODS, run_answers
+from bench.methods.candidate_methods import ARGUMENTS
 from transformers import HfArgumentParser
 
 from peft_bituning.base_models import load_base_model
-from peft_bituning.candidates import AnswerReport
-from peft_bituning.comparison import Trial, forget_checkpoints
-from peft_bituning.comparison.candidate_answers import METHODS, run_answers
-from peft_bituning.comparison.candidate_methods import ARGUMENTS
 from peft_bituning.data import Interactions, LeaveOneOut, load_interactions
 from peft_bituning.errors import BiTuningError, CheckpointError, ConfigurationError
-from peft_bituning.evaluation import paired_bootstrap
 from peft_bituning.launch import use_all_cores
 from peft_bituning.training import LaserArguments
 from peft_bituning.training.results import data_hash, write_whole

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from comparison.cells import Finished, read_cell, run_in_child
-from comparison.configuration import read_plan
-from comparison.picture import plot_table
-from comparison.plan import Cell, Plan
-from comparison.table import summarise, to_markdown
+from bench.comparison.cells import Finished, read_cell, run_in_child
+from bench.comparison.configuration import read_plan
+from bench.comparison.picture import plot_table
+from bench.comparison.plan import Cell, Plan
+from bench.comparison.table import summarise, to_markdown
 
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import BiTuningError, ConfigurationError

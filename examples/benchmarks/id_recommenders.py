@@ -21,13 +21,7 @@ import peft_bituning
 from peft_bituning.data import LeaveOneOut, load_interactions
 from peft_bituning.data.samples import Split
 from peft_bituning.evaluation import evaluate_ranking, history_scorer
-from peft_bituning.recommenders import (
-    ItemKNN,
-    Popularity,
-    build_recommender,
-    default_fit_arguments,
-    fit_recommender,
-)
+from peft_bituning.recommenders import ItemKNN, Popularity, build_recommender, default_fit_arguments, fit_recommender
 
 COUNTING = {"popularity": Popularity, "item-knn": ItemKNN}
 TRAINED = ("sasrec", "bert4rec")

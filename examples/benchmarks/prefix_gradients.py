@@ -17,7 +17,7 @@ from peft_bituning.catalog import HistoryEncoder, ItemTable
 from peft_bituning.data import PRESETS, Interactions, LeaveOneOut, PromptEncoder, load_interactions
 from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.losses import catalog_contrastive_loss
-from peft_bituning.tuners.bituning.backbone import embeddings_of
+from peft_bituning.tuners.rows.backbone import embeddings_of
 
 WORDS = "You are an intelligent recommendation assistant. Please summarize the user's characteristics"
 

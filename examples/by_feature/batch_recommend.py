@@ -4,7 +4,7 @@
 
 Reads one row a user: an id, and a list of item ids in time order. Writes a folder of parquet shards, and holds the
 users of one shard in memory. The same command goes on after a kill. All work is done by
-`peft_bituning.integrations.batch_recommendation.recommend_parquet`.
+`peft_bituning.batch.batch_recommendation.recommend_parquet`.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from peft_bituning import LaserRecommender
+from peft_bituning.batch.batch_recommendation import recommend_parquet
 from peft_bituning.errors import BiTuningError, ConfigurationError
-from peft_bituning.integrations.batch_recommendation import recommend_parquet
 from peft_bituning.launch import launched_state, use_all_cores
 
 

@@ -20,8 +20,8 @@ from peft_bituning import LaserRecommender
 from peft_bituning.catalog import HistoryEncoder, TableShards
 from peft_bituning.data import ItemCatalog, PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
+from peft_bituning.data.readers.text_files import json_rows
 from peft_bituning.data.rejects import settled_report
-from peft_bituning.data.rows import json_rows
 from peft_bituning.errors import BiTuningError
 from peft_bituning.launch import launched_state, use_all_cores
 from peft_bituning.serving import hub

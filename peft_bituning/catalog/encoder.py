@@ -14,7 +14,7 @@ from ..data.prompts import PromptEncoder
 from ..errors import ConfigurationError, InputError
 from ..recommenders.base import IDRecommender
 from ..tuners.bituning import BiTuningOutput
-from ..tuners.bituning.common_start import keep_starts
+from ..tuners.rows.common_start import keep_starts
 from .item_table import ItemTable
 from .table_file import non_finite_rows
 from .table_shards import TableShards

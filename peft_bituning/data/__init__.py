@@ -1,12 +1,12 @@
 """Purchase histories and items: reading, samples, prompts."""
 
-from .frames import interactions_from_tables
 from .interactions import IN_FILE_ORDER, Event, Interactions
 from .items import ItemCatalog
 from .prompts import PromptEncoder
+from .readers.frames import interactions_from_tables
+from .readers.sources import SOURCE_FORMS, load_interactions
 from .rejects import ReadReport, RejectedRow
 from .samples import LeaveOneOut, Sample
-from .sources import SOURCE_FORMS, load_interactions
 from .templates import PRESETS, PromptTemplate
 
 __all__ = [

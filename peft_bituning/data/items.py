@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UnknownItemError
+from .readers.text_files import Row
 from .rejects import ReadReport
-from .rows import Row
 from .values import as_id, as_text
 
 _NAMED = 10

@@ -3,21 +3,14 @@
 from .base import IDRecommender, pack_histories, pad_histories
 from .bert4rec import BERT4Rec, BERT4RecConfig
 from .counting import ItemKNN, Popularity
-from .fdsa import FDSA, FDSAConfig
 from .fitting import FitReport, default_fit_arguments, fit_recommender, validation_ndcg
 from .loading import build_recommender, load_recommender, register_recommender
 from .precomputed import Precomputed
 from .sasrec import SASRec, SASRecConfig
-from .score_sum import ScoreSum
-from .text_sasrec import TextSASRec
-from .text_similarity import TextSimilarity
-from .zesrec import ZESRec, ZESRecConfig
 
 __all__ = [
     "BERT4Rec",
     "BERT4RecConfig",
-    "FDSA",
-    "FDSAConfig",
     "FitReport",
     "IDRecommender",
     "ItemKNN",
@@ -25,11 +18,6 @@ __all__ = [
     "Precomputed",
     "SASRec",
     "SASRecConfig",
-    "ScoreSum",
-    "TextSASRec",
-    "TextSimilarity",
-    "ZESRec",
-    "ZESRecConfig",
     "build_recommender",
     "default_fit_arguments",
     "fit_recommender",

@@ -8,18 +8,16 @@ import torch
 from ..errors import ArtifactError, ConfigurationError
 from .base import CONFIG_FILE, IDRecommender, read_config
 from .bert4rec import BERT4Rec, BERT4RecConfig
-from .fdsa import FDSA
 from .precomputed import Precomputed
 from .sasrec import SASRec, SASRecConfig
 from .transformer import ItemSequenceModel
-from .zesrec import ZESRec
 
 _TRAINABLE: dict[str, tuple[type[SASRec] | type[BERT4Rec], type[SASRecConfig] | type[BERT4RecConfig]]] = {
     "sasrec": (SASRec, SASRecConfig),
     "bert4rec": (BERT4Rec, BERT4RecConfig),
 }
 _LOADABLE: dict[str, type[ItemSequenceModel]] = {
-    model_class.recommender_type: model_class for model_class in (SASRec, BERT4Rec, ZESRec, FDSA)
+    model_class.recommender_type: model_class for model_class in (SASRec, BERT4Rec)
 }
 
 

@@ -19,7 +19,7 @@ from ..data import ItemCatalog, PromptEncoder, PromptTemplate
 from ..data.collator import HistoryCollator
 from ..errors import ArtifactError, ConfigurationError, InputError, UnsupportedModelError
 from ..recommenders.base import evaluation_mode
-from ..tuners.bituning.backbone import device_of, find_backbone, max_positions, token_embeddings
+from ..tuners.rows.backbone import device_of, find_backbone, max_positions, token_embeddings
 from .config import POOLINGS
 from .item_states import ItemStates, differences
 from .states_file import DTYPES, StatesFile

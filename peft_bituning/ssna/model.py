@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import ArtifactError, ConfigurationError, InputError
 from ..recommenders.base import evaluation_mode
-from ..recommenders.text_sasrec import TextSASRec
 from .config import SSNAConfig
 from .item_states import ItemStates, differences
 from .side_network import SideNetwork
+from .text_sasrec import TextSASRec
 
 # What must agree for states to mean the same in another catalog; the precision of the weights may differ.
 _SAME_MEANING = ("fingerprint", "template", "pooling")

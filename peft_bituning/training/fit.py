@@ -32,14 +32,7 @@ from .checkpoint import CheckpointStore
 from .curves import plot_curves
 from .finished import load_finished, settings_of
 from .frozen import provide_recommender
-from .inputs import (
-    attach_adapter,
-    make_prompts,
-    make_prompts_beside,
-    read_interactions,
-    read_template,
-    split_histories,
-)
+from .inputs import attach_adapter, make_prompts, make_prompts_beside, read_interactions, read_template, split_histories
 from .ranking import rank_users
 from .results import RESULTS_FILE, data_hash, prompt_cuts, provenance, to_json, weight_change, write_whole
 from .sharding import check_launcher
@@ -88,7 +81,8 @@ def fit(
     """
     if config is not None and not isinstance(config, BiTuningConfig):
         raise ConfigurationError(
-            f"config must be a BiTuningConfig, got {type(config).__name__}; peft_bituning.comparison trains others"
+            f"config must be a BiTuningConfig, got {type(config).__name__}; "
+            "examples/benchmarks/compare.py trains others"
         )
     arguments = arguments or LaserArguments()
     run = _Run(_accelerator(arguments), arguments)

@@ -11,13 +11,7 @@ from accelerate import Accelerator
 
 from ..data import Interactions, LeaveOneOut
 from ..errors import CheckpointError, ConfigurationError
-from ..recommenders import (
-    IDRecommender,
-    build_recommender,
-    default_fit_arguments,
-    fit_recommender,
-    load_recommender,
-)
+from ..recommenders import IDRecommender, build_recommender, default_fit_arguments, fit_recommender, load_recommender
 from .arguments import RECOMMENDERS, LaserArguments
 from .checkpoint import differences, sync_folder
 from .results import data_hash

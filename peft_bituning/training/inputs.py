@@ -22,8 +22,8 @@ from ..data import (
 from ..errors import ConfigurationError, DataError
 from ..recommenders import IDRecommender
 from ..tuners.bituning import BiTuningConfig, BiTuningModel
-from ..tuners.bituning.backbone import max_positions
 from ..tuners.bituning.model import LAYER_NAME
+from ..tuners.rows.backbone import max_positions
 from .arguments import LaserArguments
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,5 @@
 """parameters.py counts by arithmetic that can be done by hand."""
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[2] / "examples" / "benchmarks"))
-
 from parameters import ROWS, count  # noqa: E402
 
 

@@ -16,7 +16,7 @@ from peft_bituning.data.collator import HistoryBatch, HistoryCollator
 from peft_bituning.losses import catalog_contrastive_loss
 from peft_bituning.matmul import fast_cpu_matmul
 from peft_bituning.training.batches import split_by_tokens
-from peft_bituning.tuners.bituning.backbone import token_width
+from peft_bituning.tuners.rows.backbone import token_width
 
 HISTORIES = (4, 4, 3)  # items of each user; every cut is a row
 TEXTBOOK = "textbook transformers, static prefix"

@@ -1,12 +1,12 @@
 """Bi-Tuning: trainable virtual tokens before and after the text of a frozen language model (paper Section 3)."""
 
-from ...registration import register_tuner
-from .center import EmbeddingCenter
+from ..registration import register_tuner
+from ..rows.center import EmbeddingCenter
+from ..rows.embedding_tuner import EmbeddingTuner
+from ..rows.outputs import BiTuningOutput
 from .config import BiTuningConfig
-from .embedding_tuner import EmbeddingTuner
 from .encoders import PrefixEncoder, prefix_encoders, register_prefix_encoder
 from .model import BiTuningModel
-from .outputs import BiTuningOutput
 
 register_tuner("bituning", config_cls=BiTuningConfig, model_cls=BiTuningModel)
 

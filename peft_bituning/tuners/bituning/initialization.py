@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .backbone import INITIAL_SCALE, device_of, embedding_scale, embeddings_of, token_embeddings, token_width
+from ..rows.backbone import INITIAL_SCALE, device_of, embedding_scale, embeddings_of, token_embeddings, token_width
 from .config import BiTuningConfig
 from .encoders import PrefixEncoder, build_prefix_encoder
 

@@ -7,8 +7,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...errors import ConfigurationError, UnsupportedOperationError
-from .backbone import device_of
-from .center import EmbeddingCenter
+from ..rows.backbone import device_of
+from ..rows.center import EmbeddingCenter
 from .encoders import PrefixEncoder
 
 LAYER_NAME = "virtual_tokens"

@@ -13,19 +13,19 @@ from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError, UnsupportedOperationError
 from ...losses import load_balancing_loss
-from .backbone import device_of, eos_token_id, find_backbone, token_embeddings, token_width
-from .center import EmbeddingCenter
+from ..rows.backbone import device_of, eos_token_id, find_backbone, token_embeddings, token_width
+from ..rows.center import EmbeddingCenter
+from ..rows.embedding_tuner import Collaborative, EmbeddingTuner, Text
+from ..rows.forward_pass import feed, generates_from_ids_alone, placeholder_id
+from ..rows.outputs import BiTuningOutput
+from ..rows.packed_batch import PackedBatch
+from ..rows.quantization import keep_differentiable
 from .config import BiTuningConfig
-from .embedding_tuner import Collaborative, EmbeddingTuner, Text
 from .encoders import Prefix, PrefixEncoder
 from .encoders.base import check_collaborative
-from .forward_pass import feed, generates_from_ids_alone, placeholder_id
 from .initialization import make_virtual_tokens, start_from_tokens
 from .keys import check_fit, without_adapter_name
 from .layer import LAYER_NAME, VirtualTokens
-from .outputs import BiTuningOutput
-from .packed_batch import PackedBatch
-from .quantization import keep_differentiable
 
 
 class BiTuningModel(EmbeddingTuner):

@@ -1,6 +1,6 @@
 """iLoRA: LoRA whose rank is split over experts that a gate weighs for each row (Kong et al. 2024)."""
 
-from ...registration import register_tuner
+from ..registration import register_tuner
 from .config import ILoRAConfig
 from .model import ILoRAModel
 from .outputs import ILoRAOutput

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError, UnsupportedOperationError
-from ..bituning.backbone import device_of, find_backbone
+from ..rows.backbone import device_of, find_backbone
 from .gate import InstanceGate
 from .row_gates import RowGates
 from .variant import NO_MERGING

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError, UnsupportedModelError, UnsupportedOperationError
-from ..bituning.backbone import embedding_scale, find_backbone, token_embeddings, token_width
-from ..bituning.embedding_tuner import Collaborative, EmbeddingTuner, Text
-from ..bituning.packed_batch import PackedBatch, left_padded_prompt
-from ..bituning.quantization import keep_differentiable
+from ..rows.backbone import embedding_scale, find_backbone, token_embeddings, token_width
+from ..rows.embedding_tuner import Collaborative, EmbeddingTuner, Text
+from ..rows.packed_batch import PackedBatch, left_padded_prompt
+from ..rows.quantization import keep_differentiable
 from .config import ILoRAConfig
 from .gate import InstanceGate
 from .keys import adapter_keys, check_tensors, under_this_base

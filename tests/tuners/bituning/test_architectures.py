@@ -11,9 +11,9 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from peft_bituning import BiTuningConfig
-from peft_bituning.tuners.bituning.shared_start import why_no_slots, why_not
+from peft_bituning.tuners.rows.shared_start import why_no_slots, why_not
 
-from .architectures import ARCHITECTURES, Architecture
+from ..architectures import ARCHITECTURES, Architecture
 
 CHECKS = {
     "padding": "left = right padding",

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from peft_bituning import ILoRAConfig
 
-from ..bituning.architectures import ARCHITECTURES
+from ..architectures import ARCHITECTURES
 
 FAMILIES = ["Llama", "GPT-2", "Qwen2"]  # GPT-2 keeps its weights the other way round (Conv1D)
 TINY: dict[str, Any] = {"collaborative_dim": 6, "lora_alpha": 8, "lora_dropout": 0.0}

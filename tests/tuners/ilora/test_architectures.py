@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ..bituning.architectures import ARCHITECTURES, Architecture
+from ..architectures import ARCHITECTURES, Architecture
 from .conftest import alone
 
 QUICK = ["OPT", "Mixtral", "DeepSeek-V3", "Gemma 4", "Mamba", "RWKV"]  # the others wait for `-m slow`

@@ -4,14 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import BiTuningConfig
-from .base import (
-    Prefix,
-    PrefixEncoder,
-    drop_collaborative,
-    fill_cold_rows,
-    masked_mean,
-    register_prefix_encoder,
-)
+from .base import Prefix, PrefixEncoder, drop_collaborative, fill_cold_rows, masked_mean, register_prefix_encoder
 
 
 @register_prefix_encoder("linear")

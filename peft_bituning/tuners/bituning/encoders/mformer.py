@@ -6,14 +6,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from ....errors import ConfigurationError
 from ..config import BiTuningConfig
-from .base import (
-    Prefix,
-    PrefixEncoder,
-    drop_collaborative,
-    fill_cold_rows,
-    masked_mean,
-    register_prefix_encoder,
-)
+from .base import Prefix, PrefixEncoder, drop_collaborative, fill_cold_rows, masked_mean, register_prefix_encoder
 
 
 @register_prefix_encoder("mformer")

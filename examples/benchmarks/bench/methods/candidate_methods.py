@@ -1,0 +1,86 @@
+"""The method of a comparison that ranks retrieved candidates again."""
+
+from typing import cast
+
+from peft_bituning.evaluation import history_scorer
+from peft_bituning.matmul import fast_cpu_matmul
+from peft_bituning.recommenders import IDRecommender
+
+from ..candidates import LETTERS, LetterModel, Reranker, Retriever, letter_tokens
+from ..pooling import PooledModel
+from .candidate_run import CandidateRun
+from .measuring import time_users
+from .trial import Trial, TrialResult, register_method
+from .tuned import adapter_bytes, adapter_config, build_tuned, num_trainable
+
+NUM_CANDIDATES = 20
+ARGUMENTS = (
+    "stage1_epochs",
+    "stage2_epochs",
+    "early_stopping_patience",
+    "per_device_train_batch_size",
+    "max_tokens_per_pass",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "warmup_ratio",
+    "cuts",
+    "max_samples_per_epoch",
+    "max_validation_users",
+    "max_history",
+    "max_item_tokens",
+    "max_length",
+    "recommender",
+    "recommender_epochs",
+    "mixed_precision",
+    "fast_cpu_matmul",
+)
+
+
+@register_method("llamarec", uses_language_model=True, arguments=ARGUMENTS, takes_share=True)
+def run_llamarec(trial: Trial) -> TrialResult:
+    """Retrieve with the frozen recommender of the seed, and rank the best again by a LoRA-tuned language model.
+
+    Args:
+        trial: its settings are `num_candidates`, `trained_on`, and fields of LoRA's config.
+
+    Returns:
+        The result; the checkpoints stay until `forget_checkpoints`.
+
+    Raises:
+        ConfigurationError: settings that do not fit.
+        CheckpointError: the folder holds a checkpoint of another trial.
+        NonFiniteLossError: training diverged.
+    """
+    with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
+        return _run(trial)
+
+
+def _run(trial: Trial) -> TrialResult:
+    settings = dict(trial.settings)
+    size = settings.pop("num_candidates", NUM_CANDIDATES)
+    trained_on = settings.pop("trained_on", "retrieved")
+    run = CandidateRun(trial, reads_recommender=True)
+    pooled = cast(PooledModel, build_tuned("lora", run.base, settings, None, trial.arguments))
+    prompts = run.prompts(LETTERS, size)
+    model = LetterModel(pooled, letter_tokens(prompts, size)).to(run.device)
+    scorer = history_scorer(cast(IDRecommender, run.known), run.device)
+    retriever = Retriever(scorer, size, f"evaluated/{trial.arguments.seed}")
+    reranker = Reranker(model, prompts, retriever, trial.split, trial.arguments, run.pad, run.device, trained_on)
+    adapter = adapter_config(pooled)
+    candidates = {"number": size, "trained_on": trained_on}
+    kept, trained = run.train(model, reranker, adapter, candidates)
+    samples = trial.split.samples("test")
+    report = reranker.rank(samples, f"test, {trial.method}")
+    time_users(run.meter, lambda sample: reranker.scores([sample]), samples)
+    found = {"test_targets_retrieved": len(retriever.retrieved(samples)) / len(samples)}
+    return TrialResult(
+        report,
+        kept.valid,
+        num_trainable(model),
+        adapter_bytes(pooled),
+        run.meter.phases,
+        trained,
+        run.details(kept, adapter, {**candidates, **found, "titles_cut": prompts.titles_cut}),
+    )

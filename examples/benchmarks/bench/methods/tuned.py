@@ -1,0 +1,286 @@
+"""Every way to tune the language model that is compared, under one loop: the same loss, sampling and selection."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from torch import Tensor, nn
+
+from peft_bituning.base_models import BaseModel
+from peft_bituning.errors import ConfigurationError
+from peft_bituning.recommenders import IDRecommender
+from peft_bituning.training.arguments import LaserArguments
+from peft_bituning.training.inputs import attach_adapter
+from peft_bituning.training.results import to_json
+from peft_bituning.training.stage_result import StageResult, Weights
+from peft_bituning.training.stages import ADAPTER, TwoStageTraining
+from peft_bituning.training.tables import weights_hash
+from peft_bituning.tuners.bituning import BiTuningConfig, BiTuningModel, EmbeddingCenter, PrefixEncoder
+from peft_bituning.tuners.ilora import ILoRAConfig
+from peft_bituning.tuners.rows.backbone import embedding_scale, find_backbone, token_embeddings
+
+from ..pooling import PooledModel
+from .kept_weights import KeptWeights
+
+FULL = "full"
+POOLED = ("pooling", "center_embeddings")  # settings of `PooledModel`
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """One way to tune a language model.
+
+    Args:
+        config_class: of its adapter; None trains every weight.
+        defaults: settings in place of the class's own.
+        reads_recommender: whether it reads the states of a frozen ID recommender.
+    """
+
+    config_class: type[PeftConfig] | None
+    defaults: dict[str, Any]
+    reads_recommender: bool = False
+
+
+TUNERS = {
+    "laser": Tuner(BiTuningConfig, {"prefix_encoder": "mformer"}, reads_recommender=True),
+    "bituning-linear": Tuner(BiTuningConfig, {"prefix_encoder": "linear"}, reads_recommender=True),
+    "bituning-static": Tuner(BiTuningConfig, {"prefix_encoder": "static"}),
+    "bituning-none": Tuner(BiTuningConfig, {"prefix_encoder": "none"}),
+    "ilora": Tuner(ILoRAConfig, {}, reads_recommender=True),
+    "lora": Tuner(LoraConfig, {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": "all-linear"}),
+    "prompt-tuning": Tuner(PromptTuningConfig, {"num_virtual_tokens": 32}),
+    "p-tuning": Tuner(PromptEncoderConfig, {"num_virtual_tokens": 32}),
+    FULL: Tuner(None, {}),
+}
+
+
+def build_tuned(
+    method: str,
+    base: BaseModel,
+    settings: dict[str, Any],
+    recommender: IDRecommender | None,
+    arguments: LaserArguments,
+) -> nn.Module:
+    """Put a fresh adapter of any method on the language model; the same seed gives the same weights.
+
+    Args:
+        method: one of `TUNERS`.
+        base: the frozen language model; full fine-tuning thaws it.
+        settings: fields of the method's config in place of its defaults; `pooling` and `center_embeddings` for every
+            method but `ilora`, which has no center.
+        recommender: the frozen ID recommender, for methods that read one.
+        arguments: give the seed and the text that virtual tokens start from.
+
+    Returns:
+        A model with the forward interface of `BiTuningModel`, its trainable weights requiring gradients.
+
+    Raises:
+        ConfigurationError: an unknown method or setting, or settings that do not fit the model.
+    """
+    if method not in TUNERS:
+        raise ConfigurationError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
+    tuner = TUNERS[method]
+    settings = {**tuner.defaults, **settings}
+    if tuner.config_class in (BiTuningConfig, ILoRAConfig):
+        config = _make_config(method, cast(type[PeftConfig], tuner.config_class), settings)
+        if tuner.config_class is ILoRAConfig:  # its rows have no virtual tokens
+            arguments = replace(arguments, prefix_text=None, suffix_text=None)
+        return attach_adapter(base, cast(BiTuningConfig, config), recommender, arguments)
+    pooled = {name: settings.pop(name) for name in POOLED if name in settings}
+    if tuner.config_class is None:
+        _refuse(method, settings)
+        if base.model.dtype != torch.float32:
+            raise ConfigurationError(
+                f"the base model must be in float32 for full fine-tuning, got {base.model.dtype}; half precision "
+                "loses small updates: load it in float32 and set mixed_precision"
+            )
+        find_backbone(base.model).requires_grad_(True)  # an untied language-model head has nothing to learn here
+        return PooledModel(base.model, **pooled)
+    config = _make_config(method, tuner.config_class, {"task_type": "FEATURE_EXTRACTION", **settings})
+    torch.manual_seed(arguments.seed)
+    model = get_peft_model(base.model, config)
+    if isinstance(config, PromptTuningConfig):
+        _start_prompt(cast(PeftModel, model), base, arguments)
+    return PooledModel(cast(PeftModel, model), **pooled)
+
+
+def merge_lora(base: BaseModel, settings: dict[str, Any], weights: Weights, arguments: LaserArguments) -> BaseModel:
+    """Merge what a row of LoRA learned into the language model, for another adapter to be trained over it.
+
+    Args:
+        base: the language model as the row found it.
+        settings: the row's.
+        weights: its trained weights, those that encode users.
+        arguments: the row's run.
+
+    Returns:
+        The merged model, frozen, under a name of its own.
+    """
+    model = cast(PooledModel, build_tuned("lora", base, settings, None, arguments))
+    load_trained(model, weights)
+    merged = cast(PeftModel, model.model).merge_and_unload().requires_grad_(False)
+    return replace(base, model=merged, name=f"{base.name}+lora-{weights_hash(weights)[:12]}", is_local=True)
+
+
+def num_virtual_tokens(model: nn.Module) -> int:
+    """Return how many tokens a model of `build_tuned` puts before the text."""
+    if not isinstance(model, PooledModel):
+        return cast(BiTuningModel, model.base_model).prefix_encoder.num_tokens
+    config = model.model.active_peft_config if isinstance(model.model, PeftModel) else None
+    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+
+
+def adapter_config(model: nn.Module) -> dict[str, Any] | None:
+    """Return the settings of the trained adapter as JSON values; None where there is none."""
+    peft_model = model.model if isinstance(model, PooledModel) else model
+    return to_json(peft_model.peft_config[ADAPTER].to_dict()) if isinstance(peft_model, PeftModel) else None
+
+
+def num_trainable(model: nn.Module) -> int:
+    """Count the weights that require gradients."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def adapter_bytes(model: nn.Module) -> int:
+    """Return the bytes of the tensors that a saved adapter holds; of all trained weights where there is none."""
+    peft_model = model.model if isinstance(model, PooledModel) else model
+    if isinstance(peft_model, PeftModel):
+        tensors = get_peft_model_state_dict(peft_model, adapter_name=ADAPTER, save_embedding_layers=False)
+    else:
+        tensors = trained_weights(model)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def trained_weights(model: nn.Module) -> Weights:
+    """Copy the weights that require gradients to the CPU, by their names, with the center of a `PooledModel`."""
+    trained: dict[str, Tensor] = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    if isinstance(model, PooledModel) and model.embedding_center is not None:
+        trained["embedding_center.weight"] = model.embedding_center.weight
+    return {name: value.detach().cpu().clone() for name, value in trained.items()}
+
+
+def load_trained(model: nn.Module, weights: Weights) -> None:
+    """Put back what `trained_weights` copied.
+
+    Args:
+        model: of the same kind.
+        weights: by their names.
+    """
+    known: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in weights.items():
+            known[name].copy_(value)
+
+
+class TunedTraining(TwoStageTraining):
+    """The two stages for every model of `build_tuned`; its arguments are those of `TwoStageTraining`.
+
+    A `PooledModel` is kept by its trained weights as they are named: PEFT's own files hold what P-tuning's encoder
+    computes and not the encoder, and full fine-tuning has no adapter.
+    """
+
+    keeps_item_weights = False  # the table alone is ranked; only who starts from here asks for what encoded it
+
+    @property
+    def rows_an_epoch(self) -> int:
+        """Training rows of every epoch."""
+        return len(self._epoch_samples(0))
+
+    @property
+    def _pooled(self) -> PooledModel | None:
+        return self.model if isinstance(self.model, PooledModel) else None
+
+    @property
+    def _prefix_encoder(self) -> PrefixEncoder:
+        if self._pooled is None:
+            return super()._prefix_encoder
+        return cast(PrefixEncoder, _NoEncoder(num_virtual_tokens(self._pooled)))
+
+    @property
+    def _aux_loss_coef(self) -> float:
+        return 0.0 if self._pooled is not None else super()._aux_loss_coef
+
+    @property
+    def _embedding_center(self) -> EmbeddingCenter | None:
+        return super()._embedding_center if self._pooled is None else self._pooled.embedding_center
+
+    def _weights(self) -> Weights:
+        return super()._weights() if self._pooled is None else trained_weights(self._pooled)
+
+    def _item_weights(self) -> Weights:
+        return self._weights() if self.keeps_item_weights else {}
+
+    def without_training(self, start: KeptWeights) -> StageResult:
+        """Encode the catalog with the weights of another trial, as a saved recommender encodes new items.
+
+        Args:
+            start: A encodes the table, A' the users.
+
+        Returns:
+            What a training without epochs would keep.
+        """
+        self.set_weights(start.items)
+        self.items = self._encode_side(1, center=False)  # users are centered by what A and A' have
+        self.set_weights(start.users)
+        return self._untrained()
+
+    def set_weights(self, weights: Weights) -> None:
+        """Put weights into the trained model.
+
+        Args:
+            weights: what a stage kept.
+        """
+        if self._pooled is None:
+            super().set_weights(weights)
+        else:
+            load_trained(self._pooled, weights)
+
+
+@dataclass(frozen=True)
+class _NoEncoder:
+    """What training asks of a prefix encoder, said of a model that has none."""
+
+    num_tokens: int
+    needs_collaborative: bool = False
+
+
+def _make_config(method: str, config_class: type[PeftConfig], settings: dict[str, Any]) -> PeftConfig:
+    known = {each.name for each in fields(config_class) if each.init}
+    _refuse(method, {name: value for name, value in settings.items() if name not in known})
+    return config_class(**settings)
+
+
+def _refuse(method: str, unknown: dict[str, Any]) -> None:
+    if unknown:
+        raise ConfigurationError(
+            f"settings of {method} must be fields of its adapter's config, got {', '.join(sorted(unknown))}"
+        )
+
+
+def _start_prompt(model: PeftModel, base: BaseModel, arguments: LaserArguments) -> None:
+    """Start the prompt where Bi-Tuning's prefix starts: from the text's tokens, repeated, or small and at random.
+
+    PEFT draws it from N(0, 1), many times the length of a token's embedding.
+    """
+    table = cast(nn.Embedding, token_embeddings(base.model)).weight.detach()
+    prompt = cast(nn.Parameter, model.prompt_encoder[ADAPTER].get_parameter("embedding.weight"))
+    with torch.no_grad():
+        if arguments.prefix_text is None:
+            if model.active_peft_config.prompt_tuning_init == PromptTuningInit.RANDOM:
+                prompt.mul_(embedding_scale(base.model))
+            return
+        ids = base.tokenizer(arguments.prefix_text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ConfigurationError(f"prefix_text must hold at least one token, got {arguments.prefix_text!r}")
+        repeated = [ids[place % len(ids)] for place in range(len(prompt))]
+        prompt.copy_(table[torch.tensor(repeated, device=table.device)])

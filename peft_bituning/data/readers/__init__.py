@@ -1,0 +1,1 @@
+"""Readers of public formats, and one door to all of them."""

@@ -1,0 +1,199 @@
+"""Rows of text files, each with its line number; what cannot be read as a row is rejected by kind."""
+
+import ast
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from tqdm.auto import tqdm
+
+from ...errors import DataError
+from ..rejects import ReadReport
+
+_BOM = b"\xef\xbb\xbf"
+_GZIP_MAGIC = b"\x1f\x8b"
+_LINES_PER_TICK = 4096
+
+
+class Row(NamedTuple):
+    """One record of a file.
+
+    Args:
+        file: Base name of the file.
+        line: Line number, from 1 (the header counts as a line).
+        record: Column to value.
+    """
+
+    file: str
+    line: int
+    record: Mapping[str, Any]
+
+
+def text_lines(
+    path: Path,
+    report: ReadReport,
+    *,
+    fallback_encoding: str | None = None,
+    progress: bool = False,
+    count_from: int = 1,
+) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a UTF-8 text file, gzipped or not, without line ends; blank lines are skipped.
+
+    Args:
+        path: The file.
+        report: Counts the rows; a line that is not text is rejected as `bad_encoding`.
+        fallback_encoding: Encoding for lines that are not UTF-8, where the source declares one.
+        progress: Show a progress bar.
+        count_from: First line that counts as a row (2 where line 1 is a header).
+
+    Raises:
+        DataError: The file is missing, empty, its header is not text, or a gzip file is damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no file {path}. Check the path.")
+    number = 0
+    with (
+        path.open("rb") as raw,
+        tqdm(
+            total=path.stat().st_size, unit="B", unit_scale=True, desc=f"Reading {path.name}", disable=not progress
+        ) as bar,
+    ):
+        zipped = raw.peek(2)[:2] == _GZIP_MAGIC
+        stream: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
+        try:
+            for number, line in enumerate(stream, start=1):
+                if number % _LINES_PER_TICK == 0:
+                    bar.update(raw.tell() - bar.n)
+                data = line.removeprefix(_BOM) if number == 1 else line
+                if not data.strip():
+                    continue
+                if number >= count_from:
+                    report.add_row(path.name)
+                text = _decoded(data, fallback_encoding)
+                if text is not None:
+                    yield number, text.rstrip("\r\n")
+                elif number < count_from:
+                    raise DataError(
+                        f"The header of {path.name} is not UTF-8 text. Convert the file, or declare its "
+                        "encoding with fallback_encoding=."
+                    )
+                else:
+                    report.reject("bad_encoding", path.name, number, "the line is not UTF-8 text")
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path.name} is damaged after line {number} ({error}). Download it again.") from error
+        bar.update(path.stat().st_size - bar.n)
+    if number == 0:
+        raise DataError(f"{path.name} is empty. Check that it was written or downloaded completely.")
+
+
+def json_rows(
+    path: Path,
+    report: ReadReport,
+    *,
+    python_literals: bool = False,
+    fallback_encoding: str | None = None,
+    progress: bool = False,
+) -> Iterator[Row]:
+    """Yield the objects of a JSON-lines file; other lines are rejected as `broken_json`.
+
+    Args:
+        path: The file, gzipped or not.
+        report: Takes counts and rejected rows.
+        python_literals: Also read lines that are Python literals, as in old Amazon files.
+        fallback_encoding: See `text_lines`.
+        progress: Show a progress bar.
+    """
+    for number, text in text_lines(path, report, fallback_encoding=fallback_encoding, progress=progress):
+        reason = "not a JSON object"
+        try:
+            record = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            record, reason = None, f"not JSON: {error}"
+            if python_literals:
+                try:
+                    record = ast.literal_eval(text)
+                except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+                    reason = f"neither JSON nor a Python literal: {error}"
+        if isinstance(record, dict):
+            yield Row(path.name, number, record)
+        else:
+            report.reject("broken_json", path.name, number, reason)
+
+
+def table_rows(
+    path: Path,
+    report: ReadReport,
+    check_columns: Callable[[Sequence[str], str], None],
+    *,
+    delimiter: str = ",",
+    typed_header: bool = False,
+    fallback_encoding: str | None = None,
+    progress: bool = False,
+) -> Iterator[Row]:
+    """Yield the rows of a table with a header, all values as text, one line a row.
+
+    Rows with more or fewer values than the header are rejected as `wrong_column_count`, unclosed quotes as
+    `broken_row`.
+
+    Args:
+        path: The file, gzipped or not.
+        report: Takes counts and rejected rows.
+        check_columns: Called with the column names and the file's name before the first row; raises if they are wrong.
+        delimiter: What stands between values; quotes have a meaning only beside commas.
+        typed_header: Column names carry a type behind a colon, which is taken off.
+        fallback_encoding: See `text_lines`.
+        progress: Show a progress bar.
+    """
+    columns: list[str] | None = None
+    lines = text_lines(path, report, fallback_encoding=fallback_encoding, progress=progress, count_from=2)
+    for number, text in lines:
+        try:
+            values = _split(text, delimiter)
+        except csv.Error as error:
+            report.reject("broken_row", path.name, number, f"not a row of values: {error}")
+            continue
+        if columns is None:
+            columns = [name.strip().split(":")[0] if typed_header else name.strip() for name in values]
+            check_columns(columns, path.name)
+        elif len(values) != len(columns):
+            report.reject("wrong_column_count", path.name, number, f"{len(values)} values for {len(columns)} columns")
+        else:
+            yield Row(path.name, number, dict(zip(columns, values, strict=True)))
+    if columns is None:
+        raise DataError(f"{path.name} holds no header. Check that it was written or downloaded completely.")
+
+
+def require_columns(found: Sequence[str], file: str, required: Sequence[str], any_of: Sequence[str] = ()) -> None:
+    """Raise unless all of `required` and one of `any_of` are among the columns found.
+
+    Raises:
+        DataError: A column is missing; the message names those expected and those found.
+    """
+    lacking = [name for name in required if name not in found]
+    if lacking or (any_of and not set(any_of) & set(found)):
+        expected = ", ".join(required) + (f" and one of {', '.join(any_of)}" if any_of else "")
+        raise DataError(
+            f"{file} must have the columns {expected}; found {', '.join(found) or 'none'}. Rename its columns."
+        )
+
+
+def _split(text: str, delimiter: str) -> list[str]:
+    if delimiter != "," or '"' not in text:
+        return text.split(delimiter)
+    return next(csv.reader([text], strict=True))
+
+
+def _decoded(data: bytes, fallback_encoding: str | None) -> str | None:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        if fallback_encoding is None:
+            return None
+    try:
+        return data.decode(fallback_encoding)
+    except UnicodeDecodeError:
+        return None

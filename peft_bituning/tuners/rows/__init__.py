@@ -1,0 +1,1 @@
+"""Rows of text through a frozen language model: what every tuner shares."""
