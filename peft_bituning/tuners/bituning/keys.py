@@ -1,13 +1,8 @@
 """The names of an adapter's tensors in files and in the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-from torch import Tensor
-
-from ...errors import AdapterLoadError
 from .layer import LAYER_NAME, VirtualTokens
-
-SHOWN = 5
 
 
 def without_adapter_name(key: str, adapter_name: str) -> str | None:
@@ -29,35 +24,14 @@ def without_adapter_name(key: str, adapter_name: str) -> str | None:
     return None
 
 
-def check_fit(adapter_name: str, loaded: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
-    """Check that a file holds the adapter's tensors, all and no others; PEFT would load with `strict=False`.
+def adapter_keys(names: Iterable[str], adapter_name: str) -> list[str]:
+    """List an adapter's tensors.
 
     Args:
+        names: of the model's tensors.
         adapter_name: the adapter's name.
-        loaded: the file's tensors under their names in the model.
-        model: the model's tensors.
 
-    Raises:
-        AdapterLoadError: tensors are missing, unexpected, or of another shape.
+    Returns:
+        Those of its prefix encoder, suffix and center.
     """
-    own = [key for key in model if without_adapter_name(key, adapter_name) is not None]
-    wrong = [
-        f"{key}: file {list(value.shape)}, model {list(model[key].shape)}"
-        for key, value in sorted(loaded.items())
-        if key in model and value.shape != model[key].shape
-    ]
-    problems = [
-        f"{title}: {', '.join(keys[:SHOWN])}{f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''}"
-        for title, keys in (
-            ("missing", sorted(set(own) - set(loaded))),
-            ("unexpected", sorted(set(loaded) - set(model))),
-            ("of another shape", wrong),
-        )
-        if keys
-    ]
-    if problems:
-        raise AdapterLoadError(
-            f"the saved tensors do not fit the adapter {adapter_name!r} ({len(own)} tensors expected, {len(loaded)} in "
-            f"the file); {'; '.join(problems)}. The file is from another configuration, another base model (token "
-            "width), or damaged; save it again or load it with the model it was made for"
-        )
+    return [key for key in names if without_adapter_name(key, adapter_name) is not None]

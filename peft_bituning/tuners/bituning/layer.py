@@ -7,11 +7,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...errors import ConfigurationError, UnsupportedOperationError
-from ..rows.backbone import device_of
+from ..rows.backbone import move_beside
 from ..rows.center import EmbeddingCenter
 from .encoders import PrefixEncoder
 
 LAYER_NAME = "virtual_tokens"
+NO_MERGING = (
+    "virtual tokens cannot be merged into the base model, they are inputs and not weights; keep the adapter beside the "
+    "model"
+)
 
 
 class AdapterDict(nn.ModuleDict):
@@ -101,16 +105,9 @@ class VirtualTokens(nn.Module, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: virtual tokens are inputs, there is no weight to merge them into."""
-        raise UnsupportedOperationError(
-            "virtual tokens cannot be merged into the base model, they are inputs and not weights; keep the adapter "
-            "beside the model"
-        )
+        raise UnsupportedOperationError(NO_MERGING)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
         """Move an adapter beside the token embeddings; PEFT's own version looks for a `base_layer` for ever."""
-        device = device_of(self._embeddings[0]) if device is None else device
-        dicts = [getattr(self, name) for name in self.adapter_layer_names]
-        parts = [each[adapter_name] for each in dicts if adapter_name in each]
-        for tensor in [each for part in parts for each in (*part.parameters(), *part.buffers())]:
-            if not (tensor.is_meta or torch.device(device).type == "meta"):
-                tensor.data = tensor.data.to(device)
+        parts = [getattr(self, name) for name in self.adapter_layer_names]
+        move_beside(self._embeddings[0], [part[adapter_name] for part in parts if adapter_name in part], device)

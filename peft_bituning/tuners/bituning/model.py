@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError, UnsupportedOperationError
 from ...losses import load_balancing_loss
+from ..rows.adapter_file import check_fit
 from ..rows.backbone import device_of, eos_token_id, find_backbone, token_embeddings, token_width
 from ..rows.center import EmbeddingCenter
 from ..rows.embedding_tuner import Collaborative, EmbeddingTuner, Text
@@ -22,10 +23,9 @@ from ..rows.packed_batch import PackedBatch
 from ..rows.quantization import keep_differentiable
 from .config import BiTuningConfig
 from .encoders import Prefix, PrefixEncoder
-from .encoders.base import check_collaborative
 from .initialization import make_virtual_tokens, start_from_tokens
-from .keys import check_fit, without_adapter_name
-from .layer import LAYER_NAME, VirtualTokens
+from .keys import adapter_keys, without_adapter_name
+from .layer import LAYER_NAME, NO_MERGING, VirtualTokens
 
 
 class BiTuningModel(EmbeddingTuner):
@@ -45,7 +45,13 @@ class BiTuningModel(EmbeddingTuner):
 
     prefix = "bituning_"
     method = "Bi-Tuning"
+    layer_name = LAYER_NAME
     one_each = "a row has one prefix and one suffix"
+    no_merging = NO_MERGING
+    no_weighting = (
+        "Bi-Tuning adapters cannot be combined into a weighted one: states of the language model are not linear in its "
+        "inputs"
+    )
     tuner_layer_cls = VirtualTokens
     target_module_mapping: dict[str, list[str]] = {}
     # Where the prefix is the same for all rows, what they share runs once: see shared_start.py; False runs rows whole.
@@ -84,7 +90,7 @@ class BiTuningModel(EmbeddingTuner):
     def _prefix(self, name: str, text: Text, collaborative: Collaborative) -> Prefix:
         """Make each row's prefix."""
         encoder, rows = self._layer.encoder(name), len(text.tokens)
-        return encoder(rows, *check_collaborative(encoder, rows, *collaborative))
+        return encoder(rows, *encoder.read(rows, *collaborative))
 
     def _suffix(self, name: str) -> Tensor | None:
         """The token after the text [1, 1, D]: trainable, the frozen EOS embedding, or none."""
@@ -108,13 +114,19 @@ class BiTuningModel(EmbeddingTuner):
         return self._layer.encoder(self._active())
 
     @property
+    def num_virtual_tokens(self) -> int:
+        """P, the number of prefix tokens of the active adapter."""
+        return self.prefix_encoder.num_tokens
+
+    @property
+    def needs_collaborative(self) -> bool:
+        """Whether the active adapter's prefix encoder reads a frozen recommender."""
+        return self.prefix_encoder.needs_collaborative
+
+    @property
     def embedding_center(self) -> EmbeddingCenter | None:
         """What the embeddings of the active adapter are centered by; None where they are not."""
         return self._layer.center(self._active())
-
-    @property
-    def _layer(self) -> VirtualTokens:
-        return getattr(self.model, LAYER_NAME)
 
     def inject_adapter(  # type: ignore[override]  # a transformers model, not any module
         self,
@@ -193,28 +205,6 @@ class BiTuningModel(EmbeddingTuner):
         if adapter_name in self._layer.bituning_suffix:
             self._layer.bituning_suffix[adapter_name].to(dtype)
 
-    def unload(self) -> nn.Module:
-        """Take every adapter off and return the base model."""
-        if hasattr(self.model, LAYER_NAME):
-            delattr(self.model, LAYER_NAME)
-        return super().unload()
-
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Refuse: there is no weight that virtual tokens could be merged into."""
-        self._layer.merge()
-        return self.model
-
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: there is no weight that virtual tokens could be merged into."""
-        self._layer.merge()
-
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: the mean of two prefixes is not the prefix of a mean."""
-        raise UnsupportedOperationError(
-            "Bi-Tuning adapters cannot be combined into a weighted one: states of the language model are not linear "
-            "in its inputs"
-        )
-
     # ------------------------------------------------------------------ files
 
     @classmethod
@@ -231,7 +221,8 @@ class BiTuningModel(EmbeddingTuner):
     ) -> dict[str, Tensor]:
         """Map file keys to model keys and refuse what does not fit; PEFT itself would load with `strict=False`."""
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        check_fit(adapter_name, remapped, model.state_dict())
+        tensors = model.state_dict()
+        check_fit(adapter_name, remapped, tensors, adapter_keys(tensors, adapter_name))
         return remapped
 
 

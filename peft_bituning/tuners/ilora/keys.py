@@ -6,10 +6,8 @@ from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from ...errors import AdapterLoadError
 from .layer import InstanceGates
 
-SHOWN = 5
 ROOT = "base_model.model."
 
 
@@ -53,37 +51,3 @@ def under_this_base(model: nn.Module, loaded: Mapping[str, Tensor], own: Iterabl
         return other if key not in known and other in known else key
 
     return {rename(key): value for key, value in loaded.items()}
-
-
-def check_tensors(adapter_name: str, loaded: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Check that a file holds the adapter's tensors, all and no others; PEFT would load with `strict=False`.
-
-    Args:
-        adapter_name: the adapter's name.
-        loaded: the file's tensors under their names in the model.
-        model: the model that holds the adapter.
-
-    Raises:
-        AdapterLoadError: tensors are missing, unexpected, or of another shape.
-    """
-    needed, tensors = set(adapter_keys(model, adapter_name)), model.state_dict()
-    found = {
-        "missing": sorted(needed - set(loaded)),
-        "unexpected": sorted(set(loaded) - set(tensors)),
-        "of another shape": [
-            f"{key}: file {list(value.shape)}, model {list(tensors[key].shape)}"
-            for key, value in sorted(loaded.items())
-            if key in tensors and value.shape != tensors[key].shape
-        ],
-    }
-    problems = [
-        f"{title}: {', '.join(keys[:SHOWN])}{f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''}"
-        for title, keys in found.items()
-        if keys
-    ]
-    if problems:
-        raise AdapterLoadError(
-            f"the saved tensors do not fit the adapter {adapter_name!r} ({len(needed)} tensors expected, {len(loaded)} "
-            f"in the file); {'; '.join(problems)}. The file is from another configuration, another base model "
-            "(its width or its layers), or damaged; save it again or load it with the model it was made for"
-        )

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError, UnsupportedOperationError
-from ..rows.backbone import device_of, find_backbone
+from ..rows.backbone import find_backbone, move_beside
 from .gate import InstanceGate
 from .row_gates import RowGates
 from .variant import NO_MERGING
@@ -68,11 +68,8 @@ class InstanceGates(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
         """Move an adapter beside the token embeddings; PEFT's own version looks for a `base_layer` for ever."""
-        device = device_of(self._embeddings[0]) if device is None else device
-        for parts in (self.ilora_gate, self.ilora_suffix):
-            for parameter in parts[adapter_name].parameters() if adapter_name in parts else ():
-                if not (parameter.is_meta or torch.device(device).type == "meta"):
-                    parameter.data = parameter.data.to(device)
+        parts = [getattr(self, name) for name in self.adapter_layer_names]
+        move_beside(self._embeddings[0], [part[adapter_name] for part in parts if adapter_name in part], device)
 
 
 def check_adapter_name(name: str, model: nn.Module) -> None:

@@ -12,14 +12,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...errors import ConfigurationError, UnsupportedModelError, UnsupportedOperationError
+from ...errors import ConfigurationError, UnsupportedModelError
+from ..rows.adapter_file import check_fit
 from ..rows.backbone import embedding_scale, find_backbone, token_embeddings, token_width
 from ..rows.embedding_tuner import Collaborative, EmbeddingTuner, Text
 from ..rows.packed_batch import PackedBatch, left_padded_prompt
 from ..rows.quantization import keep_differentiable
 from .config import ILoRAConfig
 from .gate import InstanceGate
-from .keys import adapter_keys, check_tensors, under_this_base
+from .keys import adapter_keys, under_this_base
 from .layer import LAYER_NAME, InstanceGates, check_adapter_name, without_head
 from .outputs import ILoRAOutput
 from .row_gates import RowsOnTheWay
@@ -46,7 +47,12 @@ class ILoRAModel(EmbeddingTuner, LoraModel):
 
     prefix = "ilora_"
     method = "iLoRA"
+    layer_name = LAYER_NAME
     one_each = "a row has one gate and one embedding"
+    no_merging = NO_MERGING
+    no_weighting = "iLoRA adapters cannot be combined into a weighted one: each adapter's experts follow its own gate"
+    num_virtual_tokens = 0
+    needs_collaborative = True
     tuner_layer_cls = BaseTunerLayer  # type: ignore[assignment]  # LoRA's layers and the one of the gates
 
     # ------------------------------------------------------------------ rows
@@ -70,7 +76,7 @@ class ILoRAModel(EmbeddingTuner, LoraModel):
 
     def _gates(self, name: str, text: Text, collaborative: Collaborative) -> Tensor:
         gate = self._layer.gate(name)
-        return gate(*gate.check(len(text.mask), *collaborative))
+        return gate(*gate.read(len(text.mask), *collaborative))
 
     @contextmanager
     def _rows_on_the_way(self, gates: Tensor, width: int | None) -> Iterator[None]:
@@ -85,15 +91,6 @@ class ILoRAModel(EmbeddingTuner, LoraModel):
     def gate(self) -> InstanceGate:
         """The gate of the active adapter."""
         return self._layer.gate(self._active())
-
-    @property
-    def prefix_encoder(self) -> InstanceGate:
-        """The gate, where training asks a `BiTuningModel` for what reads the collaborative embeddings."""
-        return self.gate
-
-    @property
-    def _layer(self) -> InstanceGates:
-        return getattr(self.model, LAYER_NAME)
 
     def inject_adapter(  # type: ignore[override]  # a transformers model, not any module
         self,
@@ -177,26 +174,6 @@ class ILoRAModel(EmbeddingTuner, LoraModel):
         if adapter_name in self._layer.ilora_suffix:
             self._layer.ilora_suffix[adapter_name].to(dtype)
 
-    def unload(self) -> nn.Module:
-        """Take every adapter off and return the base model."""
-        if hasattr(self.model, LAYER_NAME):
-            delattr(self.model, LAYER_NAME)
-        return super().unload()
-
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Refuse: the weights of the experts differ by row."""
-        raise UnsupportedOperationError(NO_MERGING)
-
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: the weights of the experts differ by row."""
-        raise UnsupportedOperationError(NO_MERGING)
-
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: each adapter's experts follow a gate of their own."""
-        raise UnsupportedOperationError(
-            "iLoRA adapters cannot be combined into a weighted one: each adapter's experts follow its own gate"
-        )
-
     # ------------------------------------------------------------------ files
 
     @classmethod
@@ -207,5 +184,5 @@ class ILoRAModel(EmbeddingTuner, LoraModel):
         names = [cls._remove_adapter_name_from_key(key, adapter_name) for key in adapter_keys(model, adapter_name)]
         renamed = under_this_base(model, state_dict, names)
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
-        check_tensors(adapter_name, remapped, model)
+        check_fit(adapter_name, remapped, model.state_dict(), adapter_keys(model, adapter_name))
         return remapped

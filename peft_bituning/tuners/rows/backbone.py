@@ -1,7 +1,7 @@
 """The headless part of a language model: what turns token embeddings into hidden states."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import cast
 
@@ -98,6 +98,20 @@ def device_of(embeddings: nn.Module) -> torch.device:
     if not weight.is_meta or hook is None:
         return weight.device
     return torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+
+def move_beside(embeddings: nn.Module, parts: Iterable[nn.Module], device: torch.device | str | None = None) -> None:
+    """Move an adapter's modules to where the token embeddings compute.
+
+    Args:
+        embeddings: the token embeddings.
+        parts: the adapter's modules; what is on the meta device stays there.
+        device: another device in place of theirs.
+    """
+    target = device_of(embeddings) if device is None else torch.device(device)
+    for tensor in [each for part in parts for each in (*part.parameters(), *part.buffers())]:
+        if not (tensor.is_meta or target.type == "meta"):
+            tensor.data = tensor.data.to(target)
 
 
 def token_width(model: PreTrainedModel) -> int:

@@ -1,4 +1,4 @@
-"""What the tuners share that turn each row of text into one embedding: inputs, refusals, the way to `generate`."""
+"""The tuner that turns each row of text into one embedding: inputs, refusals, files, the way to `generate`."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from peft import TaskType
+from peft import TaskType, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,7 +15,10 @@ from transformers import PreTrainedModel
 from ...errors import InputError, UnsupportedOperationError
 from .backbone import embed_text, find_backbone
 from .center import EmbeddingCenter
+from .embedding_model import Weights
 from .outputs import BiTuningOutput
+
+ROOT = "base_model."  # where a `PeftModel` keeps the tuner
 
 
 class Text(NamedTuple):
@@ -47,19 +50,17 @@ class Collaborative(NamedTuple):
 class EmbeddingTuner(BaseTuner):
     """A frozen language model with adapters of which one at a time embeds rows, or continues their text.
 
-    A tuner says how in `_embed` and `_continue`.
+    A tuner says how in `_embed` and `_continue`; it is an `EmbeddingModel`, and so is the `PeftModel` around it.
     """
 
     model: PreTrainedModel
     method: ClassVar[str]  # its name in messages
+    layer_name: ClassVar[str]  # of the module beside the model's own that holds the adapters
     one_each: ClassVar[str]  # why no two adapters can be active
+    no_merging: ClassVar[str]  # why it cannot become part of the language model
+    no_weighting: ClassVar[str]  # why adapters cannot be added up
     # transformers' own `load_adapter` injects layers without this class around them: let it refuse.
     uses_shared_state = True
-
-    @property
-    @abstractmethod
-    def _layer(self) -> Any:
-        """The module beside the model's own that holds the adapters."""
 
     @abstractmethod
     def _embed(
@@ -169,15 +170,53 @@ class EmbeddingTuner(BaseTuner):
         collaborative = Collaborative(*(kwargs.pop(f"collaborative_{key}", None) for key in Collaborative._fields))
         return self._continue(name, text, collaborative, partial(generate, self.model), **kwargs)
 
+    # ------------------------------------------------------------------ an `EmbeddingModel`
+
+    @property
+    @abstractmethod
+    def num_virtual_tokens(self) -> int:
+        """P, the tokens that the active adapter puts before the text."""
+
+    @property
+    @abstractmethod
+    def needs_collaborative(self) -> bool:
+        """Whether the active adapter reads a frozen recommender."""
+
+    @property
+    def aux_loss_coef(self) -> float:
+        """Weight of the load-balancing loss (paper: lambda); 0 where there is none."""
+        return getattr(self.peft_config[self._active()], "router_aux_loss_coef", 0.0)
+
     @property
     def embedding_center(self) -> EmbeddingCenter | None:
         """What the embeddings of the active adapter are centered by; None where they are not."""
         return None
 
+    def weights_out(self) -> Weights:
+        """Copy the active adapter's weights to the CPU, named as in PEFT's files."""
+        weights = get_peft_model_state_dict(self, adapter_name=self._active(), save_embedding_layers=False)
+        return {f"{ROOT}{name}": value.detach().cpu().clone() for name, value in weights.items()}
+
+    def weights_in(self, weights: Weights) -> None:
+        """Put weights into the active adapter.
+
+        Args:
+            weights: by their names in PEFT's files.
+
+        Raises:
+            AdapterLoadError: they are not the adapter's.
+        """
+        own = {name.removeprefix(ROOT): value for name, value in weights.items()}
+        set_peft_model_state_dict(self, own, adapter_name=self._active())
+
     @property
     def backbone(self) -> nn.Module:
         """The headless language model."""
         return find_backbone(self.model)
+
+    @property
+    def _layer(self) -> Any:
+        return getattr(self.model, self.layer_name)
 
     def _active(self) -> str:
         names = self.active_adapters
@@ -203,3 +242,23 @@ class EmbeddingTuner(BaseTuner):
             yield
         finally:
             self.model.__dict__.pop("generate", None)
+
+    # ------------------------------------------------------------------ refusals
+
+    def unload(self) -> nn.Module:
+        """Take every adapter off and return the base model."""
+        if hasattr(self.model, self.layer_name):
+            delattr(self.model, self.layer_name)
+        return super().unload()
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Refuse: the adapter is no change of the model's weights."""
+        raise UnsupportedOperationError(self.no_merging)
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the adapter is no change of the model's weights."""
+        raise UnsupportedOperationError(self.no_merging)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: a weighted sum of adapters is no adapter."""
+        raise UnsupportedOperationError(self.no_weighting)

@@ -1,4 +1,4 @@
-"""What a Bi-Tuning model returns."""
+"""The output of a model that embeds rows."""
 
 from dataclasses import dataclass
 

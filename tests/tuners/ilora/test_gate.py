@@ -25,7 +25,7 @@ def test_gates_against_numpy(seed: int, count: int, items: int, pooling: str) ->
     generator = np.random.default_rng(seed)
     embeds = generator.normal(size=(count, items, 6)).astype(np.float32)
     mask = generator.random((count, items)) < 0.5  # holes, and rows with nothing
-    found = gate(*gate.check(count, torch.tensor(embeds), torch.tensor(mask))).detach().numpy()
+    found = gate(*gate.read(count, torch.tensor(embeds), torch.tensor(mask))).detach().numpy()
     weight, null = gate.weight.detach().numpy(), gate.null.detach().numpy()
     for row in range(count):
         real = embeds[row][mask[row]]
@@ -37,25 +37,25 @@ def test_gates_against_numpy(seed: int, count: int, items: int, pooling: str) ->
 
 def test_no_items_at_all_is_null() -> None:
     gate = make_gate()
-    expected = gate(*gate.check(2, torch.randn(2, 3, 6), torch.zeros(2, 3)))
-    torch.testing.assert_close(gate(*gate.check(2, torch.zeros(2, 0, 6), torch.zeros(2, 0))), expected)
+    expected = gate(*gate.read(2, torch.randn(2, 3, 6), torch.zeros(2, 3)))
+    torch.testing.assert_close(gate(*gate.read(2, torch.zeros(2, 0, 6), torch.zeros(2, 0))), expected)
 
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
 def test_padding_is_inert_whatever_it_holds(garbage: float) -> None:
     gate, mask = make_gate(gate_pooling="mean"), torch.tensor([[1, 1, 0], [0, 0, 0]])
     embeds = torch.randn(2, 3, 6)
-    expected = gate(*gate.check(2, embeds, mask))
+    expected = gate(*gate.read(2, embeds, mask))
     spoilt = embeds.masked_fill(mask.unsqueeze(-1) == 0, garbage)
-    assert torch.equal(gate(*gate.check(2, spoilt, mask.bool())), expected)
+    assert torch.equal(gate(*gate.read(2, spoilt, mask.bool())), expected)
 
 
 def test_collaborative_dropout_is_for_training() -> None:
     gate, embeds = make_gate(collaborative_dropout=0.999), torch.randn(4, 3, 6)
-    cold = gate(*gate.check(4, embeds, torch.zeros(4, 3)))
+    cold = gate(*gate.read(4, embeds, torch.zeros(4, 3)))
     torch.manual_seed(0)
-    assert torch.equal(gate.train()(*gate.check(4, embeds, None)), cold)
-    assert not torch.allclose(gate.eval()(*gate.check(4, embeds, None)), cold)
+    assert torch.equal(gate.train()(*gate.read(4, embeds, None)), cold)
+    assert not torch.allclose(gate.eval()(*gate.read(4, embeds, None)), cold)
 
 
 def test_every_weight_has_a_gradient_in_every_batch() -> None:
@@ -63,7 +63,7 @@ def test_every_weight_has_a_gradient_in_every_batch() -> None:
     gate = make_gate()
     for mask in (torch.ones(2, 3), torch.zeros(2, 3)):
         gate.zero_grad()
-        gate(*gate.check(2, torch.randn(2, 3, 6), mask))[:, 0].sum().backward()
+        gate(*gate.read(2, torch.randn(2, 3, 6), mask))[:, 0].sum().backward()
         assert all(each.grad is not None for each in gate.parameters())
 
 

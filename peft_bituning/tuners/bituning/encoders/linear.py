@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from ...rows.collaborative import fill_cold_rows, masked_mean
 from ..config import BiTuningConfig
-from .base import Prefix, PrefixEncoder, drop_collaborative, fill_cold_rows, masked_mean, register_prefix_encoder
+from .base import Prefix, PrefixEncoder, register_prefix_encoder
 
 
 @register_prefix_encoder("linear")
@@ -40,7 +41,7 @@ class LinearEncoder(PrefixEncoder):
         """Project the mean of the row's items; see `PrefixEncoder.forward`."""
         if collaborative_embeds is None or collaborative_mask is None:
             raise TypeError("LinearEncoder needs collaborative_embeds and collaborative_mask")
-        mask = drop_collaborative(self, collaborative_mask)
+        mask = self.drop(collaborative_mask)
         embeds, filled = fill_cold_rows(collaborative_embeds, mask, self.null)
         pooled = masked_mean(embeds, filled)  # [B, C]
         return Prefix(self.projection(pooled).view(batch_size, self.num_tokens, self.token_dim))

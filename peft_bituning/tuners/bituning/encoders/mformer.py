@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from ....errors import ConfigurationError
+from ...rows.collaborative import fill_cold_rows, masked_mean
 from ..config import BiTuningConfig
-from .base import Prefix, PrefixEncoder, drop_collaborative, fill_cold_rows, masked_mean, register_prefix_encoder
+from .base import Prefix, PrefixEncoder, register_prefix_encoder
 
 
 @register_prefix_encoder("mformer")
@@ -30,7 +31,6 @@ class MFormer(PrefixEncoder):
     """
 
     needs_collaborative = True
-    token_parameters = ("queries", "anchor")
 
     def __init__(self, config: BiTuningConfig, token_dim: int, scale: float) -> None:
         super().__init__(config, token_dim, scale)
@@ -78,7 +78,7 @@ class MFormer(PrefixEncoder):
         """Choose an expert for each row and let it query the row's items; see `PrefixEncoder.forward`."""
         if collaborative_embeds is None or collaborative_mask is None:
             raise TypeError("MFormer needs collaborative_embeds and collaborative_mask")
-        mask = drop_collaborative(self, collaborative_mask)
+        mask = self.drop(collaborative_mask)
         embeds, filled = fill_cold_rows(collaborative_embeds, mask, self.null)
         logits = self.router(embeds)  # [B, N, K]
         scores = row_scores(logits, filled)  # r: [B, K]

@@ -17,8 +17,6 @@ class StaticPrefix(PrefixEncoder):
         scale: standard deviation the prefix tokens start with.
     """
 
-    token_parameters = ("embeddings",)
-
     def __init__(self, config: BiTuningConfig, token_dim: int, scale: float) -> None:
         super().__init__(config, token_dim, scale)
         self.embeddings = nn.Parameter(torch.empty(config.num_virtual_tokens, token_dim))

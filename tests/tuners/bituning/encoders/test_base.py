@@ -8,12 +8,7 @@ import torch
 from peft_bituning import BiTuningConfig, PrefixEncoder, prefix_encoders, register_prefix_encoder
 from peft_bituning.errors import ConfigurationError, InputError
 from peft_bituning.tuners.bituning.encoders import build_prefix_encoder
-from peft_bituning.tuners.bituning.encoders.base import (
-    check_collaborative,
-    drop_collaborative,
-    fill_cold_rows,
-    masked_mean,
-)
+from peft_bituning.tuners.rows.collaborative import fill_cold_rows, masked_mean
 
 Config = Callable[..., BiTuningConfig]
 
@@ -51,7 +46,7 @@ def test_an_encoder_must_say_what_it_does(make_config: Config) -> None:
 @pytest.mark.parametrize("name", ["static", "none"])
 def test_encoders_without_collaborative_information_ignore_it(make_config: Config, name: str) -> None:
     encoder = build_prefix_encoder(make_config(prefix_encoder=name), 32, 0.02)
-    assert check_collaborative(encoder, 2, torch.full((2, 1, 9), torch.nan), None) == (None, None)
+    assert encoder.read(2, torch.full((2, 1, 9), torch.nan), None) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["mformer", "linear"])
@@ -70,9 +65,7 @@ def test_wrong_collaborative_inputs_are_named(
 ) -> None:
     encoder = build_prefix_encoder(make_config(prefix_encoder=name), 32, 0.02)
     with pytest.raises(InputError, match=message.format(name=name)):
-        check_collaborative(
-            encoder, 2, None if embeds is None else torch.ones(embeds), None if mask is None else torch.ones(mask)
-        )
+        encoder.read(2, None if embeds is None else torch.ones(embeds), None if mask is None else torch.ones(mask))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -83,14 +76,14 @@ def test_a_real_item_that_is_not_finite_names_its_row(make_config: Config, value
     embeds[0, :, :] = embeds[3, 0, 0] = 0.5
     embeds[1, 2, :] = embeds[3, 1, :] = value  # padding: does not matter
     with pytest.raises(InputError, match=r"finite at real items, got NaN or infinity in rows \[1, 2\]; check the rec"):
-        check_collaborative(encoder, 4, embeds, mask)
+        encoder.read(4, embeds, mask)
 
 
 def test_no_mask_means_all_items_and_no_items_mean_cold_rows(make_config: Config) -> None:
     encoder = build_prefix_encoder(make_config(), 32, 0.02)
-    embeds, mask = check_collaborative(encoder, 2, torch.ones(2, 3, 6), None)
+    embeds, mask = encoder.read(2, torch.ones(2, 3, 6), None)
     assert embeds is not None and mask is not None and mask.all() and mask.dtype == torch.bool
-    embeds, mask = check_collaborative(encoder, 2, torch.ones(2, 0, 6), None)
+    embeds, mask = encoder.read(2, torch.ones(2, 0, 6), None)
     assert embeds is not None and mask is not None
     assert embeds.shape == (2, 1, 6) and not mask.any()
     assert encoder(2, embeds, mask).embeddings.shape == (2, 3, 32)
@@ -99,7 +92,7 @@ def test_no_mask_means_all_items_and_no_items_mean_cold_rows(make_config: Config
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_inputs_take_the_encoders_type(make_config: Config, dtype: torch.dtype) -> None:
     encoder = build_prefix_encoder(make_config(), 32, 0.02).to(torch.bfloat16)
-    embeds, mask = check_collaborative(encoder, 2, torch.ones(2, 3, 6, dtype=dtype), None)
+    embeds, mask = encoder.read(2, torch.ones(2, 3, 6, dtype=dtype), None)
     assert embeds is not None and embeds.dtype == torch.bfloat16
     assert encoder(2, embeds, mask).embeddings.dtype == torch.bfloat16
 
@@ -109,13 +102,13 @@ def test_dropout_hides_whole_rows_in_training_only(make_config: Config) -> None:
     mask = torch.ones(4000, 3, dtype=torch.bool)
     mask[:, 2] = False
     torch.manual_seed(0)
-    dropped = drop_collaborative(encoder.train(), mask)
+    dropped = encoder.train().drop(mask)
     whole = (dropped == mask).all(1)
     assert (dropped[~whole] == 0).all()
     assert 0.22 < float((~whole).float().mean()) < 0.28
-    assert torch.equal(drop_collaborative(encoder.eval(), mask), mask)
+    assert torch.equal(encoder.eval().drop(mask), mask)
     never = build_prefix_encoder(make_config(), 32, 0.02).train()
-    assert torch.equal(drop_collaborative(never, mask), mask)
+    assert torch.equal(never.drop(mask), mask)
 
 
 def test_cold_rows_get_null_as_their_only_item() -> None:

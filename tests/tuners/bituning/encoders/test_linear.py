@@ -7,7 +7,6 @@ import torch
 
 from peft_bituning import BiTuningConfig
 from peft_bituning.tuners.bituning.encoders import LinearEncoder, build_prefix_encoder
-from peft_bituning.tuners.bituning.encoders.base import check_collaborative
 
 
 def test_it_projects_the_mean_of_the_real_items(make_config: Callable[..., BiTuningConfig]) -> None:
@@ -15,7 +14,7 @@ def test_it_projects_the_mean_of_the_real_items(make_config: Callable[..., BiTun
     assert isinstance(encoder, LinearEncoder)
     embeds = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mask = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
-    prefix = encoder(3, *check_collaborative(encoder, 3, embeds.masked_fill(mask.unsqueeze(-1) == 0, torch.nan), mask))
+    prefix = encoder(3, *encoder.read(3, embeds.masked_fill(mask.unsqueeze(-1) == 0, torch.nan), mask))
     weight, bias = encoder.projection.weight.detach().numpy(), encoder.projection.bias.detach().numpy()
     pooled = [embeds[0, [0, 2, 3]].mean(0).numpy(), embeds[1, 1].numpy(), encoder.null.detach().numpy()]
     expected = np.stack([(weight @ row + bias).reshape(3, 8) for row in pooled])

@@ -14,7 +14,6 @@ from peft_bituning import BiTuningConfig
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.losses import catalog_contrastive_loss
 from peft_bituning.tuners.bituning.encoders import MFormer, build_prefix_encoder
-from peft_bituning.tuners.bituning.encoders.base import check_collaborative
 from peft_bituning.tuners.bituning.encoders.mformer import row_scores
 
 Config = Callable[..., BiTuningConfig]
@@ -59,7 +58,7 @@ def test_row_scores_are_the_papers_equations(seed: int, rows: int, items: int, e
 def test_router_and_expert_choice_against_numpy(make_config: Config) -> None:
     encoder = make(make_config())
     embeds, mask = example()
-    prefix = encoder(5, *check_collaborative(encoder, 5, embeds, mask))
+    prefix = encoder(5, *encoder.read(5, embeds, mask))
     weights, null = encoder.router.weight.detach().numpy(), encoder.null.detach().numpy()
     assert weights.shape == (4, 6)  # [K, C], no bias
     assert encoder.router.bias is None
@@ -105,7 +104,7 @@ def test_straight_through_and_none_are_the_same_forward(make_config: Config) -> 
     prefixes = []
     for gradient in ("straight_through", "none", "switch"):
         encoder = make(make_config(router_gradient=gradient), dtype=torch.float32)
-        prefixes.append(encoder(5, *check_collaborative(encoder, 5, embeds, mask)).embeddings)
+        prefixes.append(encoder(5, *encoder.read(5, embeds, mask)).embeddings)
     assert torch.equal(prefixes[0], prefixes[1])  # bit for bit
     encoder = make(make_config(), dtype=torch.float32)
     rows, filled = embeds.clone(), mask.clone()
@@ -215,13 +214,13 @@ def test_padding_is_inert_under_both_attention_kernels(make_config: Config, atte
     encoder = make(make_config(), dtype=torch.float32)
     encoder.qformer.config._attn_implementation = attention
     embeds, mask = example(dtype=torch.float32)
-    expected = encoder(5, *check_collaborative(encoder, 5, embeds, mask)).embeddings
+    expected = encoder(5, *encoder.read(5, embeds, mask)).embeddings
     for garbage in (float("nan"), float("inf"), -float("inf"), 1e30):
         spoilt = embeds.masked_fill(~mask.unsqueeze(-1), garbage)
-        assert torch.equal(encoder(5, *check_collaborative(encoder, 5, spoilt, mask)).embeddings, expected)
+        assert torch.equal(encoder(5, *encoder.read(5, spoilt, mask)).embeddings, expected)
     for row in range(4):
         real = embeds[row][mask[row]][None]
-        alone = encoder(1, *check_collaborative(encoder, 1, real, None)).embeddings[0]
+        alone = encoder(1, *encoder.read(1, real, None)).embeddings[0]
         torch.testing.assert_close(alone, expected[row], rtol=1e-4, atol=1e-6)
 
 
