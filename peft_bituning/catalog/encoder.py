@@ -1,4 +1,4 @@
-"""From histories to embeddings: prompts, the frozen recommender and the Bi-Tuning model together."""
+"""The history encoder: prompts, the frozen ID recommender and the embedding model together."""
 
 import logging
 from collections.abc import Sequence
@@ -6,68 +6,73 @@ from copy import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.collator import HistoryBatch, HistoryCollator
+from ..data.items import ItemCatalog
 from ..data.prompts import PromptEncoder
 from ..errors import ConfigurationError, InputError
 from ..recommenders.base import IDRecommender
-from ..tuners.bituning import BiTuningOutput
 from ..tuners.rows.common_start import keep_starts
+from ..tuners.rows.embedding_model import EmbeddingModel
+from ..tuners.rows.outputs import BiTuningOutput
+from .history_settings import HistorySettings
 from .item_table import ItemTable
 from .table_file import non_finite_rows
 from .table_shards import TableShards
 
 logger = logging.getLogger(__name__)
 
-ITEM_COLLABORATIVE = ("history", "embedding")
-
 CPU_TOKENS = 768  # text tokens a pass and thread: what a longer one holds is given back to the system and fetched anew
 
 
 class HistoryEncoder:
-    """Encodes users and items; an item is a one-item history (paper Section 3.1.1).
+    """Encodes users and items; an item is a one-item history (paper Section 3.1.1). `assemble` makes one.
 
     Args:
-        model: a PEFT model with a Bi-Tuning adapter, or what wraps one (DDP).
+        model: the model, or what wraps it (DDP).
         collator: renders and pads histories.
-        recommender: the frozen ID recommender that gives `C_u`; None where the prefix encoder needs none.
+        id_recommender: the frozen ID recommender that gives `C_u`; None where the model reads none.
         device: where the model is.
-        batch_size: rows a forward pass at most; one process on a CPU takes fewer where they have prefixes of their own
-            (a recommender is given) and more than 768 tokens of text a thread, padding among them.
-        max_collaborative_states: the prefix encoder reads the recommender's states of so many newest items, each of
-            them made from the whole history; None is all of them.
-        item_collaborative: what the prefix encoder reads of an item: `history`, the recommender's state of a history
-            of it alone (paper Section 3.1.1), or `embedding`, the vector that the recommender scores it by.
+        settings: how much of a history is read; limits of the text are the collator's.
+        batch_size: rows per forward pass at most; one process on a CPU takes fewer where they have prefixes of their
+            own (an ID recommender is given) and more than 768 tokens of text per thread, padding among them.
 
     Raises:
-        ConfigurationError: a batch size below 1, or another `item_collaborative`.
+        ConfigurationError: a batch size below 1.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: EmbeddingModel,
         collator: HistoryCollator,
-        recommender: IDRecommender | None,
+        id_recommender: IDRecommender | None,
         device: torch.device,
+        settings: HistorySettings | None = None,
         batch_size: int = 32,
-        max_collaborative_states: int | None = None,
-        item_collaborative: str = "history",
     ) -> None:
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be >= 1, got {batch_size!r}")
-        if item_collaborative not in ITEM_COLLABORATIVE:
-            raise ConfigurationError(
-                f"item_collaborative must be one of {', '.join(ITEM_COLLABORATIVE)}, got {item_collaborative!r}"
-            )
         self.model = model
         self.collator = collator
-        self.recommender = recommender
+        self.id_recommender = id_recommender
         self.device = device
+        self.settings = settings or HistorySettings()
         self.batch_size = batch_size
-        self.max_collaborative_states = max_collaborative_states
-        self.item_collaborative = item_collaborative
+
+    def around(self, model: EmbeddingModel) -> "HistoryEncoder":
+        """Return an encoder that differs in the model alone, such as what DDP wraps around it."""
+        other = copy(self)
+        other.model = model
+        return other
+
+    def over(self, items: ItemCatalog) -> "HistoryEncoder":
+        """Return an encoder that differs in the catalog alone; nothing is kept of the items that it has seen."""
+        other = copy(self)
+        other.collator = copy(self.collator)
+        other.collator.prompts = self.collator.prompts.over(items)
+        return other
 
     def forward(
         self,
@@ -107,14 +112,12 @@ class HistoryEncoder:
         """
         batch = self.collator(histories, kind, collaborative_histories).to(self.device)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self.recommender is not None:
-            by_embedding = kind == "item" and self.item_collaborative == "embedding"
-            encode = self.recommender.encode_items if by_embedding else self.recommender.encode
-            embeds = encode(batch.item_indices, batch.item_mask)
-            mask = self.recommender.encoded_mask(batch.item_indices, batch.item_mask)
-            if self.max_collaborative_states is not None:
+        if self.id_recommender is not None:
+            by_embedding = kind == "item" and self.settings.item_collaborative == "embedding"
+            embeds, mask = self.id_recommender.read(batch.item_indices, batch.item_mask, by_embedding)
+            if self.settings.max_collaborative_states is not None:
                 newer = mask.flip(1).cumsum(1).flip(1)  # real items from here to the newest [B, N]
-                mask = mask & (newer <= self.max_collaborative_states)
+                mask = mask & (newer <= self.settings.max_collaborative_states)
             inputs |= {"collaborative_embeds": embeds, "collaborative_mask": mask}
         return inputs, batch
 
@@ -127,6 +130,7 @@ class HistoryEncoder:
         progress: bool = False,
         description: str = "encoding",
         collaborative_histories: Sequence[Sequence[int]] | None = None,
+        batch_size: int | None = None,
     ) -> Tensor:
         """Encode many histories, in batches of similar length.
 
@@ -137,6 +141,7 @@ class HistoryEncoder:
             progress: show a progress bar.
             description: its label.
             collaborative_histories: see `forward`.
+            batch_size: rows per forward pass at most; None is the encoder's own.
 
         Returns:
             [M, D] float32 on the CPU, in the order given; the same on every process.
@@ -145,9 +150,11 @@ class HistoryEncoder:
             InputError: an embedding that is not finite.
         """
         was_training = self.model.training
-        self.model.eval()
+        self.model.train(False)
         world, rank = _processes() if distributed else (1, 0)
-        batches = self._passes([self.collator.length(history, kind) for history in histories], world)
+        batches = self._passes(
+            [self.collator.length(history, kind) for history in histories], world, batch_size or self.batch_size
+        )
         mine = batches[rank::world]
         idle = -(-len(batches) // world) - len(mine) if hasattr(self.model, "unshard") else 0
         result: Tensor | None = None
@@ -182,15 +189,15 @@ class HistoryEncoder:
             )
         return result
 
-    def _passes(self, lengths: list[int], world: int) -> list[list[int]]:
+    def _passes(self, lengths: list[int], world: int, batch_size: int) -> list[list[int]]:
         """Cut rows of so many text tokens into forward passes, the longest first; the same on every process."""
         limit = float("inf")  # rows that share their start had better stay together, and threads may differ by process
-        if self.device.type == "cpu" and self.recommender is not None and world == 1:
+        if self.device.type == "cpu" and self.id_recommender is not None and world == 1:
             limit = CPU_TOKENS * torch.get_num_threads()
         passes: list[list[int]] = []
         for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-            size = len(passes[-1]) if passes else self.batch_size
-            if size == self.batch_size or (size + 1) * lengths[passes[-1][0]] > limit:
+            size = len(passes[-1]) if passes else batch_size
+            if size == batch_size or (size + 1) * lengths[passes[-1][0]] > limit:
                 passes.append([])
             passes[-1].append(row)
         return passes

@@ -118,23 +118,7 @@ class IDRecommender(nn.Module):
         Raises:
             InputError: Shapes or types do not fit, or a state is not finite (the rows are named).
         """
-        encoded = self.encoded_mask(item_indices, mask)
-        states = torch.zeros(*item_indices.shape, self.embedding_dim, device=item_indices.device)
-        rows = encoded.any(1).nonzero()[:, 0]  # rows with at least one item
-        if not len(rows):
-            return states
-        packed, lengths = pack_histories(item_indices[rows], encoded[rows])
-        with evaluation_mode(self):
-            packed_states = self._encode_packed(packed, lengths).float()
-        inside = torch.arange(packed.shape[1], device=packed.device) < lengths[:, None]
-        states[encoded] = packed_states[inside]  # both run row by row, oldest first
-        bad = (~states.isfinite()).flatten(1).any(1).nonzero()[:, 0]
-        if len(bad):
-            raise InputError(
-                f"collaborative embeddings must be finite, got NaN or infinity in {len(bad)} of {len(states)} rows, "
-                f"first in rows {bad[:5].tolist()}; check the weights of the {self.recommender_type} recommender"
-            )
-        return states
+        return self.read(item_indices, mask)[0]
 
     @torch.no_grad()
     def encode_items(self, item_indices: Tensor, mask: Tensor) -> Tensor:
@@ -153,11 +137,43 @@ class IDRecommender(nn.Module):
         Raises:
             InputError: As `encode`.
         """
+        return self.read(item_indices, mask, by_embedding=True)[0]
+
+    @torch.no_grad()
+    def read(self, item_indices: Tensor, mask: Tensor, by_embedding: bool = False) -> tuple[Tensor, Tensor]:
+        """Return what `encode`, or by embedding `encode_items`, gives, and `encoded_mask` with it.
+
+        Args:
+            item_indices: `[B, N]` catalog indices, oldest first.
+            mask: `[B, N]`, true or 1 at real items.
+            by_embedding: give each item's own vector in place of states.
+
+        Returns:
+            `[B, N, C]` float32 and `[B, N]` bool.
+
+        Raises:
+            InputError: As `encode`.
+        """
         encoded = self.encoded_mask(item_indices, mask)
-        vectors = torch.zeros(*item_indices.shape, self.embedding_dim, device=item_indices.device)
-        if encoded.any():
-            vectors[encoded] = self._item_scale() * self.item_weights[item_indices[encoded]].float()
-        return vectors
+        states = torch.zeros(*item_indices.shape, self.embedding_dim, device=item_indices.device)
+        rows = encoded.any(1).nonzero()[:, 0]  # rows with at least one item
+        if not len(rows):
+            return states, encoded
+        if by_embedding:
+            states[encoded] = self._item_scale() * self.item_weights[item_indices[encoded]].float()
+            return states, encoded
+        packed, lengths = pack_histories(item_indices[rows], encoded[rows])
+        with evaluation_mode(self):
+            packed_states = self._encode_packed(packed, lengths).float()
+        inside = torch.arange(packed.shape[1], device=packed.device) < lengths[:, None]
+        states[encoded] = packed_states[inside]  # both run row by row, oldest first
+        bad = (~states.isfinite()).flatten(1).any(1).nonzero()[:, 0]
+        if len(bad):
+            raise InputError(
+                f"collaborative embeddings must be finite, got NaN or infinity in {len(bad)} of {len(states)} rows, "
+                f"first in rows {bad[:5].tolist()}; check the weights of the {self.recommender_type} recommender"
+            )
+        return states, encoded
 
     def _item_scale(self) -> float:
         """Return s, from items all over the catalog; remembered, as the weights are frozen."""

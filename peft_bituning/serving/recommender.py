@@ -5,23 +5,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from ..assembly import assemble
 from ..base_models import BaseModel, check_same_base, load_base_model
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.index import ExactIndex, ItemIndex
 from ..catalog.item_table import ItemTable
-from ..data import ItemCatalog, PromptEncoder, PromptTemplate
-from ..data.collator import HistoryCollator
+from ..data import ItemCatalog, PromptTemplate
 from ..errors import ArtifactError, ConfigurationError, UnknownItemError
 from ..recommenders import IDRecommender
+from ..tuners.rows.embedding_model import EmbeddingModel
 from . import hub
 from .folder import ITEM_ADAPTER, USER_ADAPTER, LaserSettings, SavedParts, load_adapters, read_folder, write_folder
 
@@ -36,7 +36,7 @@ class LaserRecommender:
         table: the item table, in catalog order.
         template: the prompt template; the attributes that it prints are fixed here, so that added items with other
             columns cannot change the text of the present ones.
-        recommender: the frozen ID recommender, or None where the prefix encoder needs none.
+        id_recommender: the frozen ID recommender, or None where the prefix encoder needs none.
         settings: limits and provenance.
         device: where to run.
     """
@@ -48,44 +48,31 @@ class LaserRecommender:
         items: ItemCatalog,
         table: ItemTable,
         template: PromptTemplate,
-        recommender: IDRecommender | None,
+        id_recommender: IDRecommender | None,
         settings: LaserSettings,
         device: torch.device | str | None = None,
     ) -> None:
         if len(table) != len(items):
-            raise ConfigurationError(f"the item table must have {len(items)} rows, one an item, got {len(table)}")
+            raise ConfigurationError(f"the item table must have {len(items)} rows, one per item, got {len(table)}")
         self.base = base
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.to(self.device).eval()
-        self.recommender = None if recommender is None else recommender.to(self.device).eval()
         self.template = replace(template, fields=template.fields_for(items))
         self.settings = settings
         self.items = items
+        self.encoder = assemble(
+            base,
+            cast(EmbeddingModel, model.eval()),
+            items,
+            id_recommender,
+            self.template,
+            settings.history,
+            device=self.device,
+        )
+        self.model = model
+        self.id_recommender = self.encoder.id_recommender
         self.table = table.to(self.device)
         self._make_index: Callable[[Tensor], ItemIndex] = ExactIndex
-        self._bind()
-
-    def _bind(self) -> None:
-        """Rebuild what depends on the catalog."""
-        settings = self.settings
-        prompts = PromptEncoder(
-            self.template,
-            self.base.tokenizer,
-            self.items,
-            settings.max_length,
-            settings.max_history,
-            settings.max_item_tokens,
-        )
-        collator = HistoryCollator(prompts, pad_token_id(self.base.tokenizer), settings.max_collaborative_items)
-        self.encoder = HistoryEncoder(
-            self.model,
-            collator,
-            self.recommender,
-            self.device,
-            max_collaborative_states=settings.max_collaborative_states,
-            item_collaborative=settings.item_collaborative,
-        )
-        self.index = self._make_index(self.table.embeddings)
+        self.index: ItemIndex = ExactIndex(self.table.embeddings)
 
     # ------------------------------------------------------------------ recommending
 
@@ -232,42 +219,32 @@ class LaserRecommender:
         """
         if isinstance(items, Mapping | str):
             raise ConfigurationError(f"items must be a list of records, got {_short(items)}; for one item write [...]")
-        known = len(self.items)
-        extended = self.items.extended(items)
-        before = self.items
-        self.items = extended
-        try:
-            self._bind_catalog_only()
-            fresh = [[index] for index in range(known, len(extended))]
-            if fresh:
-                self.table = self.table.extended(self._encode(fresh, "item", batch_size, False, False))
-        except BaseException:
-            self.items = before
-            self._bind()
-            raise
-        self._bind()
-
-    def _bind_catalog_only(self) -> None:
-        prompts = self.encoder.collator.prompts
-        self.encoder.collator.prompts = PromptEncoder(
-            self.template,
-            self.base.tokenizer,
-            self.items,
-            prompts.max_length,
-            prompts.max_items,
-            prompts.max_item_tokens,
-        )
+        known, extended = len(self.items), self.items.extended(items)
+        fresh = [[index] for index in range(known, len(extended))]
+        if not fresh:
+            return
+        encoder = self.encoder.over(extended)
+        table = self.table.extended(self._encode(fresh, "item", batch_size, False, False, encoder))
+        index = self._make_index(table.embeddings)
+        self.items, self.encoder, self.table, self.index = extended, encoder, table, index
 
     def _encode(
-        self, indices: Sequence[Sequence[int]], kind: str, batch_size: int, progress: bool, normalize_embeddings: bool
+        self,
+        indices: Sequence[Sequence[int]],
+        kind: str,
+        batch_size: int,
+        progress: bool,
+        normalize_embeddings: bool,
+        encoder: HistoryEncoder | None = None,
     ) -> Tensor:
         if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
             raise ConfigurationError(f"batch_size must be an integer >= 1, got {batch_size!r}")
         if not indices:
             return torch.zeros(0, self.table.embeddings.shape[1])
-        self.encoder.batch_size = batch_size
         with self._adapter(ITEM_ADAPTER if kind == "item" else USER_ADAPTER):
-            embeddings = self.encoder.encode(indices, kind, progress=progress, description=f"encoding {kind}s")
+            embeddings = (encoder or self.encoder).encode(
+                indices, kind, progress=progress, description=f"encoding {kind}s", batch_size=int(batch_size)
+            )
         return F.normalize(embeddings, dim=-1) if normalize_embeddings else embeddings
 
     @contextmanager
@@ -308,7 +285,7 @@ class LaserRecommender:
 
     def _parts(self) -> SavedParts:
         settings = replace(self.settings, table_checksum=self.table.checksum())
-        return SavedParts(settings, self.template, self.items, self.table, self.recommender)
+        return SavedParts(settings, self.template, self.items, self.table, self.id_recommender)
 
     @classmethod
     def from_pretrained(
@@ -346,7 +323,7 @@ class LaserRecommender:
         base = _load_base(parts.settings, base_model, dtype)
         model = load_adapters(base, folder)
         return cls(
-            base, model, parts.items, parts.table, parts.template, parts.recommender, parts.settings, device=device
+            base, model, parts.items, parts.table, parts.template, parts.id_recommender, parts.settings, device=device
         )
 
     def push_to_hub(
@@ -372,11 +349,6 @@ class LaserRecommender:
         return hub.upload(
             lambda folder: self.save_pretrained(folder, repo_id), repo_id, private, token, commit_message, create_pr
         )
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return a token id to fill padding with; its value is inert."""
-    return next((int(value) for value in (tokenizer.pad_token_id, tokenizer.eos_token_id) if value is not None), 0)
 
 
 def _load_base(settings: LaserSettings, given: str | Path | BaseModel | None, dtype: torch.dtype) -> BaseModel:

@@ -1,23 +1,19 @@
 """What the trained model is held against, on the same users and the same catalog."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from peft import PeftModel
 
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
 from ..data.samples import LeaveOneOut
-from ..evaluation import evaluate_ranking, history_scorer
+from ..evaluation import evaluate_ranking, history_scorer, rank_users
 from ..recommenders import IDRecommender, ItemKNN, Popularity
-from ..tuners.bituning import BiTuningConfig, BiTuningModel
-from .ranking import rank_users
+from ..tuners.bituning import BiTuningConfig
 from .tables import encode_table
-
-logger = logging.getLogger(__name__)
 
 UNTRAINED_MEAN = "untrained_mean"
 
@@ -36,7 +32,7 @@ class Baselines:
 
 
 def counting_rows(
-    split: LeaveOneOut, num_items: int, recommender: IDRecommender | None, device: Any
+    split: LeaveOneOut, num_items: int, id_recommender: IDRecommender | None, device: Any
 ) -> list[dict[str, Any]]:
     """Measure popularity, item-kNN and the frozen ID recommender on the test split.
 
@@ -46,22 +42,19 @@ def counting_rows(
     Args:
         split: the users.
         num_items: I.
-        recommender: the frozen ID recommender, or None.
+        id_recommender: the frozen ID recommender, or None.
         device: where it is.
 
     Returns:
         Rows with `name` and `test`.
     """
-    samples = split.samples("test")
-    known = {sample.user: list(sample.history) for sample in samples}
-    sequences = [known.get(user, sequence) for user, sequence in enumerate(split.train_sequences)]
     methods: list[tuple[str, Any, Any]] = [
-        ("popularity", Popularity(num_items).fit(sequences), "cpu"),
-        ("item-kNN", ItemKNN(num_items).fit(sequences), "cpu"),
+        ("popularity", Popularity(num_items).fit(split.known_sequences), "cpu"),
+        ("item-kNN", ItemKNN(num_items).fit(split.known_sequences), "cpu"),
     ]
-    if recommender is not None:
-        kind = recommender.recommender_type
-        methods.append((f"frozen ID recommender ({kind})", recommender, device))
+    if id_recommender is not None:
+        methods.append((f"frozen ID recommender ({id_recommender.recommender_type})", id_recommender, device))
+    samples = split.samples("test")
     return [
         {"name": name, "test": evaluate_ranking(history_scorer(method, place), samples).metrics()}
         for name, method, place in methods
@@ -78,7 +71,7 @@ def language_model_rows(
     identity: Mapping[str, Any],
     progress: bool,
 ) -> Baselines:
-    """Measure the untrained language model on the test split, by two poolings.
+    """Measure the untrained language model on the test split, by two poolings; the model stays as it is.
 
     Args:
         model: the PEFT model with the untrained adapter active.
@@ -86,13 +79,13 @@ def language_model_rows(
         split: the users.
         num_items: I.
         adapter: name of the untrained adapter.
-        tables: where shards of large item tables go.
+        tables: where the item tables of large catalogs go.
         identity: of the run.
         progress: show progress bars.
 
     Returns:
         The rows "untrained LLM (mean)", the masked mean of the prompt's text states without virtual tokens, and
-        "untrained suffix", and the latter's item table, by whose mean the model is centered from now on.
+        "untrained suffix", and the latter's item table.
     """
     samples = split.samples("test")
     model.add_adapter(UNTRAINED_MEAN, BiTuningConfig(prefix_encoder="none", pooling="mean"))
@@ -101,8 +94,7 @@ def language_model_rows(
     mean = rank_users(encoder, samples, table, progress, "untrained LLM")
     model.set_adapter(adapter)
     model.delete_adapter(UNTRAINED_MEAN)
-    center = cast(BiTuningModel, model.base_model).embedding_center
-    table = encode_table(encoder, num_items, tables, {**identity, "adapter": adapter}, progress, center)
+    table = encode_table(encoder, num_items, tables, {**identity, "adapter": adapter}, progress)
     suffix = rank_users(encoder, samples, table, progress, "untrained suffix")
     return Baselines(
         [

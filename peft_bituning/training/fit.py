@@ -14,27 +14,27 @@ from accelerate.utils import set_seed
 from peft import PeftModel, set_peft_model_state_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..artifacts import differences, to_json, write_whole
+from ..assembly import assemble, attach_adapter, read_template, refuse_adapter
 from ..base_models import BaseModel, load_base_model
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
-from ..data import Interactions, LeaveOneOut, PromptEncoder, PromptTemplate
-from ..data.collator import HistoryCollator
-from ..errors import ConfigurationError
+from ..data import Interactions, LeaveOneOut, PromptTemplate, interactions_from_tables
+from ..errors import CheckpointError, ConfigurationError, DataError
+from ..evaluation import rank_users
 from ..launch import launched_state
 from ..matmul import fast_cpu_matmul
 from ..recommenders import IDRecommender
-from ..serving.recommender import ITEM_ADAPTER, LaserRecommender, LaserSettings, pad_token_id
-from ..tuners.bituning import BiTuningConfig, BiTuningModel
+from ..serving.recommender import ITEM_ADAPTER, LaserRecommender, LaserSettings
+from ..tuners.bituning import BiTuningConfig
 from ..tuners.bituning.encoders import prefix_encoder_class
 from .arguments import LaserArguments
 from .baselines import counting_rows, language_model_rows
 from .checkpoint import CheckpointStore
 from .curves import plot_curves
-from .finished import load_finished, settings_of
-from .frozen import provide_recommender
-from .inputs import attach_adapter, make_prompts, make_prompts_beside, read_interactions, read_template, split_histories
-from .ranking import rank_users
-from .results import RESULTS_FILE, data_hash, prompt_cuts, provenance, to_json, weight_change, write_whole
+from .forecast import say_what_is_ahead
+from .id_recommender import provide_id_recommender
+from .provenance import prompt_cuts, provenance, weight_change
 from .sharding import check_launcher
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
@@ -42,6 +42,7 @@ from .tables import TABLES
 
 logger = logging.getLogger(__name__)
 
+RESULTS_FILE = "results.json"
 BASELINES_FILE = "baselines.json"
 CURVES_FILE = "training_curves.png"
 CHECKPOINTS = "checkpoints"
@@ -53,7 +54,7 @@ def fit(
     base_model: str | Path | BaseModel = "smollm2-135m",
     config: BiTuningConfig | None = None,
     arguments: LaserArguments | None = None,
-    recommender: IDRecommender | None = None,
+    id_recommender: IDRecommender | None = None,
     template: PromptTemplate | None = None,
 ) -> LaserRecommender:
     """Train Laser in two stages, evaluate it beside its baselines, and save everything into `output_dir`.
@@ -64,25 +65,25 @@ def fit(
         interactions: `Interactions`, or a table with `user_id`, `item_id` and `timestamp` or `order`.
         items: a table with `item_id`, `title` and other attributes, or a catalog; None with `Interactions`.
         base_model: Hub id, folder, alias, or a loaded `BaseModel`.
-        config: the adapter; None is the paper's M-Former. Its `collaborative_dim` is filled in.
+        config: the adapter; None is an M-Former that fits the language model. Its `collaborative_dim` is filled in.
         arguments: the run; None is the defaults.
-        recommender: a trained ID recommender over the same catalog (`Precomputed`, say); None trains or loads the
-            one that `arguments.recommender` names.
+        id_recommender: a trained ID recommender over the same catalog (`Precomputed`, say); None trains or loads the
+            one that `arguments.id_recommender` names.
         template: the prompt; None takes `arguments.template`.
 
     Returns:
         The trained recommender; its folder holds `results.json` and the training curves too.
 
     Raises:
-        ConfigurationError: settings that do not fit each other.
+        ConfigurationError: settings that do not fit each other, or a folder that holds a run already.
         DataError: data that cannot be trained on.
         CheckpointError: a checkpoint, or a finished run to resume, of other settings or data.
         NonFiniteLossError: training diverged; the last checkpoint stays.
     """
     if config is not None and not isinstance(config, BiTuningConfig):
         raise ConfigurationError(
-            f"config must be a BiTuningConfig, got {type(config).__name__}; "
-            "examples/benchmarks/compare.py trains others"
+            f"config must be a BiTuningConfig, got {type(config).__name__}; examples/benchmarks/compare.py trains "
+            "others, and peft_bituning.assembly.assemble serves a loop of your own"
         )
     arguments = arguments or LaserArguments()
     run = _Run(_accelerator(arguments), arguments)
@@ -90,15 +91,11 @@ def fit(
         run.prepare_folder()
         set_seed(arguments.seed)
         data, split = run.read(interactions, items)
-        base, config = load_base_model(base_model), config or BiTuningConfig()
-        if arguments.resume and not run.store.complete():
-            device = run.accelerator.device
-            finished = load_finished(arguments, data, base, config, recommender, template, device)
-            if finished is not None:
-                logger.info("the run in %s is finished: nothing is trained", run.folder)
-                run.accelerator.end_training()
-                return finished
-        return run.train(run.gather(data, split, base, config, recommender, template))
+        base = load_base_model(base_model)
+        if arguments.resume and run.is_finished:
+            run.check_finished(data)
+            return LaserRecommender.from_pretrained(run.folder, base, run.accelerator.device)
+        return run.train(run.gather(data, split, base, config or BiTuningConfig(), id_recommender, template))
 
 
 @dataclass(frozen=True)
@@ -108,30 +105,28 @@ class _Parts:
     Args:
         data: the histories.
         split: who is trained, validated and tested on what.
-        recommender: the frozen ID recommender, or None.
+        id_recommender: the frozen ID recommender, or None.
         base: the language model.
         model: the PEFT model around it.
-        prompts: renders histories.
         encoder: encodes histories with the PEFT model.
     """
 
     data: Interactions
     split: LeaveOneOut
-    recommender: IDRecommender | None
+    id_recommender: IDRecommender | None
     base: BaseModel
     model: PeftModel
-    prompts: PromptEncoder
     encoder: HistoryEncoder
 
     def identity(self) -> dict[str, Any]:
         """Return what a resumed run must share, as JSON values."""
         return to_json(
             {
-                "data": data_hash(self.data),
+                "data": self.data.content_hash,
                 "base_model": {"name": self.base.name, **self.base.fingerprint()},
-                "recommender": None if self.recommender is None else self.recommender.content_hash(),
+                "id_recommender": None if self.id_recommender is None else self.id_recommender.content_hash(),
                 "adapter": self.model.peft_config[ADAPTER].to_dict(),
-                "template": self.prompts.template.to_dict(),
+                "template": self.encoder.collator.prompts.template.to_dict(),
             }
         )
 
@@ -148,29 +143,57 @@ class _Run:
         self.seconds: dict[str, float] = {}
         self.progress = accelerator.is_main_process and not arguments.disable_tqdm
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds a run that came to its end."""
+        return (self.folder / RESULTS_FILE).is_file() and not self.store.complete()
+
     def prepare_folder(self) -> None:
-        """Refuse to run over an unfinished run; make the folder."""
+        """Refuse to run over another run; make the folder."""
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = bool(self.store.complete())
+        found = "an unfinished" if self.store.complete() else "a finished" if self.is_finished else None
         self.accelerator.wait_for_everyone()
-        if unfinished and not self.arguments.resume:
+        if found and not self.arguments.resume:
             if not self.arguments.overwrite_output_dir:
                 raise ConfigurationError(
-                    f"output_dir {self.folder} holds an unfinished run; go on with it by --resume, drop it by "
-                    "--overwrite_output_dir, or choose another folder"
+                    f"output_dir {self.folder} holds {found} run; {'go on with' if 'un' in found else 'load'} it by "
+                    "--resume, drop it by --overwrite_output_dir, or choose another folder"
                 )
             if self.accelerator.is_main_process:
+                (self.folder / RESULTS_FILE).unlink(
+                    missing_ok=True
+                )  # or a kill would leave it to be taken for this one
                 self.store.clear()
         if self.arguments.log_with:
             self.accelerator.init_trackers("peft_bituning", config=_flat(self.arguments.trajectory()))
         self.accelerator.wait_for_everyone()
 
+    def check_finished(self, data: Interactions) -> None:
+        """Refuse to pass off a finished run of other settings or data as this one."""
+        try:
+            results = dict(json.loads((self.folder / RESULTS_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{RESULTS_FILE} of the finished run in {self.folder} cannot be read ({error}); choose another folder, "
+                "or train anew there with --overwrite_output_dir"
+            ) from error
+        asked = to_json({**_settings_of(self.arguments), "data": data.content_hash})
+        found = {**results.get("settings", {}), "data": results.get("data")}
+        different = differences({name: found.get(name) for name in asked}, asked)
+        if different:
+            raise CheckpointError(
+                f"the finished run in {self.folder} is another one: {'; '.join(different)}; choose another folder, or "
+                "train anew there with --overwrite_output_dir"
+            )
+        logger.info("the run in %s is finished: nothing is trained", self.folder)
+        self.accelerator.end_training()
+
     def read(self, interactions: Any, items: Any) -> tuple[Interactions, LeaveOneOut]:
         """Read and split the histories; the arguments are those of `fit`."""
         is_main = self.accelerator.is_main_process
-        data = read_interactions(interactions, items, self.folder / "rejects.jsonl" if is_main else None)
-        split = split_histories(data)
+        data = _read_interactions(interactions, items, self.folder / "rejects.jsonl" if is_main else None)
+        split = _split_histories(data)
         if split.users_not_evaluated and is_main:
             logger.info("%d users with fewer than three events train only", split.users_not_evaluated)
         return data, split
@@ -181,40 +204,46 @@ class _Run:
         split: LeaveOneOut,
         base: BaseModel,
         config: BiTuningConfig,
-        recommender: IDRecommender | None,
+        id_recommender: IDRecommender | None,
         template: PromptTemplate | None,
     ) -> _Parts:
         """Build everything that training starts from; the other arguments are those of `fit`."""
-        template = template or read_template(self.arguments.template, self.arguments.attributes)
-        prefix_encoder_class(config.prefix_encoder)  # what can be refused is, before a recommender is trained
-        make_prompts_beside(0, base, data, template, self.arguments)
-        known = self._recommender(recommender, data, split)
-        model = attach_adapter(base, config, known, self.arguments)
-        prompts = make_prompts(base, model, data, template, self.arguments)
-        if prompts.twin_count and self.accelerator.is_main_process:
-            logger.info("%d items share their text with another and cannot be told apart by it", prompts.twin_count)
-        collator = HistoryCollator(prompts, pad_token_id(base.tokenizer), known.max_length if known else 1)
-        needed = known if cast(BiTuningModel, model.base_model).prefix_encoder.needs_collaborative else None
-        device = self.accelerator.device
-        encoder = HistoryEncoder(
-            model.to(device),
-            collator,
-            needed,
-            device,
-            self.arguments.per_device_eval_batch_size,
-            self.arguments.max_collaborative_states,
-            self.arguments.item_collaborative,
+        arguments = self.arguments
+        # what can be refused is, before a recommender is trained
+        template = template or read_template(arguments.template, arguments.attributes, data.items)
+        prefix_encoder_class(config.prefix_encoder)
+        refuse_adapter(base)
+        known = self._id_recommender(id_recommender, data, split)
+        model = attach_adapter(base, config, known, arguments.seed, arguments.prefix_text, arguments.suffix_text)
+        encoder = assemble(
+            base,
+            model,
+            data.items,
+            known,
+            template,
+            arguments.history,
+            batch_size=arguments.per_device_eval_batch_size,
+            device=self.accelerator.device,
         )
-        return _Parts(data, split, known, base, model, prompts, encoder)
+        if self.accelerator.is_main_process:
+            if encoder.collator.prompts.twin_count:
+                logger.info(
+                    "%d items share their text with another and cannot be told apart by it",
+                    encoder.collator.prompts.twin_count,
+                )
+            say_what_is_ahead(encoder, split, len(data.items), arguments, self.accelerator.num_processes)
+        return _Parts(data, split, known, base, cast(PeftModel, model), encoder)
 
-    def _recommender(self, given: IDRecommender | None, data: Interactions, split: LeaveOneOut) -> IDRecommender | None:
+    def _id_recommender(
+        self, given: IDRecommender | None, data: Interactions, split: LeaveOneOut
+    ) -> IDRecommender | None:
         """Take, load or train the frozen ID recommender."""
         start = time.perf_counter()
         folder = self.store.folder / "recommender"
-        found = given or provide_recommender(self.accelerator, self.arguments, folder, data, split)
+        found = given or provide_id_recommender(self.accelerator, self.arguments, folder, data, split)
         if found is not None and found.num_items != len(data.items):
             raise ConfigurationError(
-                f"the recommender must know the catalog's {len(data.items)} items, got one of {found.num_items}; "
+                f"the ID recommender must know the catalog's {len(data.items)} items, got one of {found.num_items}; "
                 "train it on the same catalog, in the same order"
             )
         self.seconds["recommender"] = time.perf_counter() - start
@@ -224,7 +253,6 @@ class _Run:
         """Measure the baselines, train, test, save."""
         training = TwoStageTraining(
             self.accelerator,
-            parts.model,
             parts.encoder,
             parts.split,
             len(parts.data.items),
@@ -242,20 +270,21 @@ class _Run:
         measured, swapped = self._test(training, stage1, stage2, parts.split)
         self.seconds["test"] = time.perf_counter() - start
         self.seconds["total_this_run"] = time.perf_counter() - self.started
+        prompts, known = parts.encoder.collator.prompts, parts.id_recommender
         results = {
             "rows": rows + measured,
             "swapped_collaborative": swapped,
             "stage2_weight_change": weight_change(stage1.user_weights, stage2.user_weights),
             "epochs": training.state.epochs,
             "dataset": {**parts.data.counts(), "users_not_evaluated": parts.split.users_not_evaluated},
-            "prompts": {"twins": parts.prompts.twin_count, **prompt_cuts(parts.prompts, parts.split)},
+            "prompts": {"twins": prompts.twin_count, **prompt_cuts(prompts, parts.split)},
             "base_model": parts.base.name,
-            "recommender": None if parts.recommender is None else parts.recommender.recommender_type,
-            "data": data_hash(parts.data),
-            "settings": {**settings_of(self.arguments), "processes": self.accelerator.num_processes},
+            "id_recommender": None if known is None else known.recommender_type,
+            "data": parts.data.content_hash,
+            "settings": {**_settings_of(self.arguments), "processes": self.accelerator.num_processes},
             "adapter": to_json(parts.model.peft_config[ADAPTER].to_dict()),
             "seconds": self.seconds,
-            **provenance(parts.model, self.accelerator.device),
+            **provenance(parts.encoder.model, self.accelerator.device),
             "log_history": training.state.log_history,
         }
         return self._finish(parts, stage2, results)
@@ -269,7 +298,7 @@ class _Run:
             return saved["rows"], None
         start = time.perf_counter()
         num_items = len(parts.data.items)
-        rows = counting_rows(parts.split, num_items, parts.recommender, self.accelerator.device)
+        rows = counting_rows(parts.split, num_items, parts.id_recommender, self.accelerator.device)
         tables = self.store.folder / TABLES
         measured = language_model_rows(
             parts.model, parts.encoder, parts.split, num_items, ADAPTER, tables, identity, self.progress
@@ -286,58 +315,32 @@ class _Run:
         self, training: TwoStageTraining, stage1: StageResult, stage2: StageResult, split: LeaveOneOut
     ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Score what each stage kept on the test split, once it was chosen on validation."""
-        samples = split.samples("test")
+        samples, encoder = split.samples("test"), training.encoder
         rows = []
         for number, result in ((1, stage1), (2, stage2)):
-            training.set_weights(result.user_weights)
-            report = rank_users(
-                training.encoder, samples, result.item_side.table, self.progress, f"test, stage {number}"
-            )
-            rows.append(
-                {
-                    "name": f"after stage {number}",
-                    "epoch": result.epoch,
-                    "valid": result.valid,
-                    "test": report.metrics(),
-                }
-            )
+            training.model.weights_in(result.user_weights)
+            report = rank_users(encoder, samples, result.item_side.table, self.progress, f"test, stage {number}")
+            name = f"after stage {number}"
+            rows.append({"name": name, "epoch": result.epoch, "valid": result.valid, "test": report.metrics()})
         swapped = None
-        if training.encoder.recommender is not None:
+        if encoder.id_recommender is not None:
             table = stage2.item_side.table
-            swapped = rank_users(training.encoder, samples, table, self.progress, "swapped", True).metrics()
+            swapped = rank_users(encoder, samples, table, self.progress, "swapped", True).metrics()
         return rows, swapped
 
     def _finish(self, parts: _Parts, kept: StageResult, results: dict[str, Any]) -> LaserRecommender:
         """Put the parts together and save them; checkpoints go last."""
-        model, base, encoder = parts.model, parts.base, parts.encoder
+        model, encoder = parts.model, parts.encoder
         model.add_adapter(ITEM_ADAPTER, replace(model.peft_config[ADAPTER]))
         set_peft_model_state_dict(model, kept.item_side.weights, adapter_name=ITEM_ADAPTER)
-        settings = LaserSettings(
-            base_model={
-                "name": base.name,
-                "revision": base.revision,
-                "fingerprint": base.fingerprint(),
-                "is_local": base.is_local,
-            },
-            max_length=parts.prompts.max_length or self.arguments.max_length,
-            max_history=parts.prompts.max_items,
-            max_item_tokens=parts.prompts.max_item_tokens,
-            max_collaborative_items=encoder.collator.max_items,
-            max_collaborative_states=encoder.max_collaborative_states,
-            item_collaborative=encoder.item_collaborative,
-            recommender_hash=None if encoder.recommender is None else encoder.recommender.content_hash(),
-            table_checksum=kept.item_side.table.checksum(),
-            results={key: value for key, value in results.items() if key != "log_history"},
-            version=version("peft_bituning"),
-        )
         finished = LaserRecommender(
-            base,
+            parts.base,
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False),
             parts.data.items,
             kept.item_side.table,
-            parts.prompts.template,
-            encoder.recommender,
-            settings,
+            encoder.collator.prompts.template,
+            encoder.id_recommender,
+            LaserSettings.of(parts.base, encoder, kept.item_side.table, results, version("peft_bituning")),
             self.accelerator.device,
         )
         if self.accelerator.is_main_process:
@@ -364,6 +367,39 @@ def _accelerator(arguments: LaserArguments) -> Accelerator:
     accelerator = Accelerator(mixed_precision=precision, log_with=tracker, project_dir=folder)
     check_launcher(accelerator)
     return accelerator
+
+
+def _read_interactions(interactions: Any, items: Any, rejects_path: Path | None) -> Interactions:
+    """Bring the data into histories over a catalog."""
+    if isinstance(interactions, Interactions):
+        if items is not None:
+            raise ConfigurationError("items must be None where interactions bring their own catalog, got both")
+        return interactions
+    if items is None:
+        raise ConfigurationError("items must be given with a table of interactions, got None")
+    return interactions_from_tables(interactions, items, rejects_path=rejects_path)
+
+
+def _split_histories(data: Interactions) -> LeaveOneOut:
+    """Split by leave-one-out and check that there is something to train and to choose on."""
+    if len(data.items) < 2:
+        raise DataError(
+            f"the catalog must have at least 2 items to rank, got {len(data.items)}; there is nothing to recommend"
+        )
+    split = LeaveOneOut(data.histories)
+    if not split.samples("valid"):
+        raise DataError("no user has the three events that training, validation and test need; give longer histories")
+    if not split.training_samples("last_cut"):
+        raise DataError(
+            "no user has the four events that a training row beside validation and test needs; give longer histories"
+        )
+    return split
+
+
+def _settings_of(arguments: LaserArguments) -> dict[str, Any]:
+    """Return what decided a run, with names instead of paths: nothing of this machine goes into what is shared."""
+    names = {name: Path(getattr(arguments, name)).name for name in ("id_recommender", "template")}
+    return {**arguments.trajectory(), **names}
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

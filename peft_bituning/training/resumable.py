@@ -1,31 +1,35 @@
-"""What trainings that survive a kill have in common: who they are, and what a checkpoint holds of any of them."""
+"""Trainings that survive a kill: who they are, their epochs of updates, and what a checkpoint holds of any of them."""
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from peft import PeftModel
+from accelerate.utils import gather_object, set_seed
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
 
+from ..artifacts import differences
 from ..errors import CheckpointError
+from ..tuners.rows.embedding_model import EmbeddingModel
 from .arguments import LaserArguments
 from .checkpoint import (
     Checkpoint,
     CheckpointStore,
-    differences,
     flatten_optimizer,
     random_state,
     restore_optimizer,
     restore_random_state,
 )
 from .sharding import prepare_model
-from .state import TrainingState
+from .state import RunningMeans, TrainingState
+from .update import EpochRows, Update
 
 logger = logging.getLogger(__name__)
+
+LOGGED = ("loss", "contrastive_loss", "aux_loss", "grad_norm", "tokens")
+FORMAT_VERSION = 2  # of what a checkpoint holds
 
 
 class ResumableTraining:
@@ -44,23 +48,145 @@ class ResumableTraining:
     def __init__(
         self,
         accelerator: Accelerator,
-        model: nn.Module,
+        model: EmbeddingModel,
         arguments: LaserArguments,
         store: CheckpointStore,
         identity: dict[str, Any],
     ) -> None:
         self.accelerator = accelerator
+        self.model = model
         self.arguments = arguments
         self.store = store
         self.identity = {**identity, "arguments": arguments.trajectory(), "processes": accelerator.num_processes}
         self.state = TrainingState()
+        self.update: Update | None = None
         self.rows_per_update = (
             arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
         )
         self._saved: Checkpoint | None = None
         # Prepared before anything is encoded: mixed precision then holds for every item table, resumed or not.
-        self._prepared = prepare_model(accelerator, cast(PeftModel, model))
+        self._prepared = cast(EmbeddingModel, prepare_model(accelerator, cast(nn.Module, model)))
         self._started = time.perf_counter()
+
+    # ------------------------------------------------------------------ what a training is made of
+
+    def _start_update(self) -> Update:
+        """Make the optimizer and the schedule of the present stage."""
+        raise NotImplementedError
+
+    def _kept(self) -> Checkpoint:
+        """What a checkpoint holds beside the optimizer, the schedule, the scaler and the random generators."""
+        raise NotImplementedError
+
+    def _put_back(self, saved: Checkpoint) -> None:
+        """Take over what `_kept` returned; `state` is there."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ epochs
+
+    @property
+    def _progress(self) -> bool:
+        return self.accelerator.is_main_process and not self.arguments.disable_tqdm
+
+    def _begin(self) -> bool:
+        """Go on from the checkpoint that was read; False where there is none and the run starts at its beginning."""
+        self._started = time.perf_counter()
+        if self._saved is None:
+            set_seed(self.arguments.seed, device_specific=True)  # processes draw different dropout masks
+            return False
+        self._restore(self._saved)
+        self._saved = None
+        return True
+
+    def _run_updates(self, rows: EpochRows, plan: Sequence[Sequence[int]], name: str) -> None:
+        """Make the updates of an epoch that are left, with checkpoints on the way.
+
+        Args:
+            rows: the epoch's.
+            plan: row numbers, one list per update.
+            name: of the epoch.
+        """
+        state, update = self.state, self.update or self._start_update()
+        self.update = update
+        self.model.train()
+        with tqdm(
+            total=len(plan),
+            initial=state.update,
+            desc=name.replace(",", ""),
+            unit="update",
+            disable=not self._progress,
+            leave=False,
+        ) as bar:
+            while state.update < len(plan):
+                values = update.run(rows, plan[state.update], f"{name}, update {state.update + 1}")
+                state.update += 1
+                state.global_step += 1
+                self._log(values)
+                bar.set_postfix(loss=f"{values['loss']:.3f}")
+                bar.update()
+                if state.global_step % self.arguments.save_steps == 0 and state.update < len(plan):
+                    self._save()
+
+    def _log(self, values: dict[str, Any]) -> None:
+        state = self.state
+        numbers = {name: values[name] for name in LOGGED}
+        state.since_log.add(numbers)
+        state.since_epoch.add(numbers)
+        counts = values["expert_rows"]
+        state.expert_rows = [a + b for a, b in zip(state.expert_rows or [0] * len(counts), counts, strict=True)]
+        if state.global_step % self.arguments.logging_steps:
+            return
+        means = {**state.since_log.means(), "learning_rate": values["learning_rate"]}
+        state.since_log = RunningMeans()
+        state.log_history.append({"stage": state.stage, "epoch": state.epoch + 1, "step": state.global_step, **means})
+        self.accelerator.log(means, step=state.global_step)
+
+    def _end_epoch(self, metric: float, valid: dict[str, Any], seconds: float, **more: Any) -> bool:
+        """Write an epoch down; say whether it is the best of its stage so far.
+
+        Args:
+            metric: what epochs are chosen by, greater is better.
+            valid: what else validation measured.
+            seconds: how long its updates took.
+            more: whatever else the record holds.
+        """
+        state, total = self.state, sum(self.state.expert_rows)
+        means = {f"train_{name}": value for name, value in state.since_epoch.means().items()}
+        load = [rows / total for rows in state.expert_rows] if total else None
+        record = {
+            "stage": state.stage,
+            "epoch": state.epoch + 1,
+            "global_step": state.global_step,
+            **means,
+            "valid": valid,
+            "expert_load": load,
+            "seconds": seconds,
+            **more,
+        }
+        state.epochs.append(record)
+        state.since_epoch, state.expert_rows = RunningMeans(), []
+        state.epoch, state.update = state.epoch + 1, 0
+        if self.accelerator.is_main_process:
+            logger.info(
+                "stage %d epoch %d: train loss %.4f, validation %.4f, expert load %s, %.0f s",
+                state.stage,
+                state.epoch,
+                means["train_loss"],
+                metric,
+                "-" if load is None else [round(share, 2) for share in load],
+                seconds,
+            )
+        if metric <= state.best_metric:
+            return False
+        state.best_metric, state.best_epoch = metric, state.epoch
+        return True
+
+    def _goes_on(self, epochs: int) -> bool:
+        """Whether the stage has another epoch: there are some left, and patience is."""
+        state = self.state
+        return state.epoch < epochs and state.epoch - state.best_epoch < self.arguments.early_stopping_patience
+
+    # ------------------------------------------------------------------ checkpoints
 
     @property
     def is_resumed(self) -> bool:
@@ -71,34 +197,25 @@ class ResumableTraining:
         """Read the last checkpoint where `arguments.resume` is set; `run` goes on from there.
 
         Raises:
-            CheckpointError: the checkpoint belongs to another run, or every one is damaged.
+            CheckpointError: the checkpoint belongs to another run or another version, or every one is damaged.
         """
         if not self.arguments.resume:
             return
         self._saved = self.store.load_latest()
         if self._saved is None:
             logger.info("there is no checkpoint to go on from: training starts at the beginning")
-        elif different := differences(self._saved.state["identity"], self.identity):
+            return
+        found = self._saved.state.get("format_version", 1)
+        if found != FORMAT_VERSION:
+            raise CheckpointError(
+                f"the checkpoint must be of this version of peft_bituning (format {FORMAT_VERSION}), got format "
+                f"{found}; resume with the version that wrote it, or start again with --overwrite_output_dir"
+            )
+        if different := differences(self._saved.state["identity"], self.identity):
             raise CheckpointError(
                 f"the checkpoint belongs to another run: {'; '.join(different)}; resume with the same settings, or "
                 "start again with --overwrite_output_dir"
             )
-
-    @property
-    def _progress(self) -> bool:
-        return self.accelerator.is_main_process and not self.arguments.disable_tqdm
-
-    def _moving(self) -> tuple[Optimizer, LRScheduler] | None:
-        """The optimizer and the scheduler, where there are any yet."""
-        raise NotImplementedError
-
-    def _kept(self) -> Checkpoint:
-        """What a checkpoint holds beside the optimizer, the scheduler, the scaler and the random generators."""
-        raise NotImplementedError
-
-    def _put_back(self, saved: Checkpoint) -> None:
-        """Take over what `_kept` returned; `state` is there, and with a saved optimizer there is to be one again."""
-        raise NotImplementedError
 
     def _save(self) -> None:
         """Write a checkpoint; all processes call it."""
@@ -108,17 +225,17 @@ class ResumableTraining:
             self._started = time.perf_counter()
             kept = self._kept()
             values: dict[str, Any] = {
+                "format_version": FORMAT_VERSION,
                 "identity": self.identity,
                 "training": self.state.to_dict(),
                 "random": states,
                 "optimizer": None,
-                "scheduler": None,
                 **kept.state,
             }
             groups = dict(kept.tensors)
-            if (moving := self._moving()) is not None:
-                values["optimizer"], groups["optimizer"] = flatten_optimizer(moving[0])
-                values["scheduler"] = moving[1].state_dict()
+            if self.update is not None:
+                values["optimizer"], groups["optimizer"] = flatten_optimizer(self.update.optimizer)
+                values["scheduler"] = self.update.scheduler.state_dict()
             if self.accelerator.scaler is not None:
                 values["scaler"] = self.accelerator.scaler.state_dict()
             self.store.save(self.state.global_step, Checkpoint(values, groups), self.constant_groups)
@@ -128,9 +245,10 @@ class ResumableTraining:
         values = saved.state
         self.state = TrainingState.from_dict(values["training"])
         self._put_back(saved)
-        if values["optimizer"] is not None and (moving := self._moving()) is not None:
-            restore_optimizer(moving[0], values["optimizer"], saved.tensors["optimizer"])
-            moving[1].load_state_dict(values["scheduler"])
+        if values["optimizer"] is not None:
+            self.update = self._start_update()
+            restore_optimizer(self.update.optimizer, values["optimizer"], saved.tensors["optimizer"])
+            self.update.scheduler.load_state_dict(values["scheduler"])
         if self.accelerator.scaler is not None and "scaler" in values:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         restore_random_state(values["random"][self.accelerator.process_index])

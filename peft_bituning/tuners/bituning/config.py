@@ -1,6 +1,7 @@
 """The settings of a Bi-Tuning adapter."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig, PeftType, TaskType
 
@@ -9,20 +10,58 @@ from ...errors import ConfigurationError
 POOLINGS = ("suffix", "eos", "mean", "last")
 ROUTER_GRADIENTS = ("straight_through", "switch", "none")
 TASK_TYPES = (TaskType.FEATURE_EXTRACTION, TaskType.CAUSAL_LM)
+PAPER_WIDTH = 4096  # D of the paper's language model
+PAPER_SIZES = {
+    "num_virtual_tokens": 32,
+    "num_experts": 8,
+    "encoder_hidden_size": 768,
+    "encoder_num_layers": 12,
+    "encoder_num_attention_heads": 12,
+}
+
+
+def sizes_for(width: int) -> dict[str, int]:
+    """Return the sizes of prefix and M-Former for a language model of width D: the paper's, in proportion to D.
+
+    With s = min(1, D / 4096): H = 768 s in steps of 64, at least 128; 12 s blocks in steps of 2, at least 2; a head per
+    64 of H, at least 4; K = 8 s in steps of 2, at least 4; P = 32 s in steps of 4, at least 8. At D = 576 these are the
+    sizes that were measured, at D = 4096 the paper's.
+
+    Args:
+        width: D.
+
+    Returns:
+        The five sizes by the names of `BiTuningConfig`.
+    """
+    scale = min(1.0, width / PAPER_WIDTH)
+    hidden = max(128, 64 * round(12 * scale))
+    return {
+        "num_virtual_tokens": max(8, 4 * round(8 * scale)),
+        "num_experts": max(4, 2 * round(4 * scale)),
+        "encoder_hidden_size": hidden,
+        "encoder_num_layers": max(2, 2 * round(6 * scale)),
+        "encoder_num_attention_heads": max(4, hidden // 64),
+    }
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class BiTuningConfig(PeftConfig):
-    """Settings of a Bi-Tuning adapter; the defaults are the paper's (Appendix B).
+    """Settings of a Bi-Tuning adapter; sizes that are None follow from the language model's width, see `sizes_for`.
+
+    `BiTuningConfig.paper()` has the paper's (Appendix B).
 
     Args:
         num_virtual_tokens: P, the number of prefix tokens (paper: L).
         prefix_encoder: what makes the prefix: `mformer`, `linear`, `static`, `none`, or a registered name.
         collaborative_dim: C, the width of the collaborative embeddings; needed by `mformer` and `linear`.
         num_experts: K, the number of query experts.
-        encoder_hidden_size: H, the width of the M-Former.
+        encoder_hidden_size: H, the width of the M-Former; the class beneath calls C so, as P-tuning's spelling is kept.
         encoder_num_layers: blocks of the M-Former (paper: Z).
-        encoder_num_attention_heads: attention heads of a block.
+        encoder_num_attention_heads: attention heads per block.
         encoder_intermediate_size: width of the feed-forward layers; None is 4 H.
         encoder_cross_attention_frequency: every how many blocks attend to the collaborative embeddings.
         encoder_dropout: dropout inside the M-Former.
@@ -43,51 +82,33 @@ class BiTuningConfig(PeftConfig):
         ConfigurationError: a value out of range.
     """
 
-    num_virtual_tokens: int = field(default=32, metadata={"help": "P, the number of prefix tokens."})
-    prefix_encoder: str = field(
-        default="mformer",
-        metadata={"help": "What makes the prefix: mformer, linear, static, none, or a registered name."},
+    # None until the language model's width is known, as PEFT's own settings of virtual tokens are typed
+    num_virtual_tokens: int = _setting(None, "P, the number of prefix tokens.")
+    prefix_encoder: str = _setting("mformer", "What makes the prefix: mformer, linear, static, none, or your own.")
+    collaborative_dim: int | None = _setting(None, "C, the width of the collaborative embeddings.")
+    num_experts: int = _setting(None, "K, the number of query experts.")
+    encoder_hidden_size: int = _setting(None, "H, the width of the M-Former.")
+    encoder_num_layers: int = _setting(None, "Blocks of the M-Former.")
+    encoder_num_attention_heads: int = _setting(None, "Attention heads of the M-Former.")
+    encoder_intermediate_size: int | None = _setting(None, "Width of the M-Former's feed-forward layers; None is 4 H.")
+    encoder_cross_attention_frequency: int = _setting(
+        2, "Every how many blocks attend to the collaborative embeddings."
     )
-    collaborative_dim: int | None = field(
-        default=None, metadata={"help": "C, the width of the collaborative embeddings."}
+    encoder_dropout: float = _setting(0.0, "Dropout inside the M-Former.")
+    router_gradient: str = _setting(
+        "straight_through", "How the router learns from the recommendation loss: straight_through, switch or none."
     )
-    num_experts: int = field(default=8, metadata={"help": "K, the number of query experts."})
-    encoder_hidden_size: int = field(default=768, metadata={"help": "H, the width of the M-Former."})
-    encoder_num_layers: int = field(default=12, metadata={"help": "Blocks of the M-Former."})
-    encoder_num_attention_heads: int = field(default=12, metadata={"help": "Attention heads of the M-Former."})
-    encoder_intermediate_size: int | None = field(
-        default=None, metadata={"help": "Width of the M-Former's feed-forward layers; None is 4 H."}
+    router_aux_loss_coef: float = _setting(0.01, "Weight of the load-balancing loss.")
+    collaborative_dropout: float = _setting(0.0, "Share of training rows treated as without collaborative information.")
+    pooling: str = _setting("suffix", "Which state is the embedding: suffix, eos, mean or last.")
+    center_embeddings: bool = _setting(False, "Take the mean of the items' unit embeddings off every unit embedding.")
+    prefix_token_ids: list[int] | None = _setting(
+        None, "Vocabulary ids the prefix starts from; None draws it at random."
     )
-    encoder_cross_attention_frequency: int = field(
-        default=2, metadata={"help": "Every how many blocks attend to the collaborative embeddings."}
-    )
-    encoder_dropout: float = field(default=0.0, metadata={"help": "Dropout inside the M-Former."})
-    router_gradient: str = field(
-        default="straight_through",
-        metadata={"help": "How the router learns from the recommendation loss: straight_through, switch or none."},
-    )
-    router_aux_loss_coef: float = field(default=0.01, metadata={"help": "Weight of the load-balancing loss."})
-    collaborative_dropout: float = field(
-        default=0.0, metadata={"help": "Share of training rows treated as without collaborative information."}
-    )
-    pooling: str = field(
-        default="suffix", metadata={"help": "Which state is the embedding: suffix, eos, mean or last."}
-    )
-    center_embeddings: bool = field(
-        default=False,
-        metadata={"help": "Take the mean of the items' unit embeddings off every unit embedding."},
-    )
-    prefix_token_ids: list[int] | None = field(
-        default=None, metadata={"help": "Vocabulary ids the prefix starts from; None draws it at random."}
-    )
-    suffix_token_id: int | None = field(
-        default=None, metadata={"help": "Vocabulary id the suffix starts from; None draws it at random."}
-    )
-    init_weights: bool = field(
-        default=True, metadata={"help": "Draw virtual tokens at the scale of the model's own token embeddings."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules of the base model to train and save in full beside the adapter."}
+    suffix_token_id: int | None = _setting(None, "Vocabulary id the suffix starts from; None draws it at random.")
+    init_weights: bool = _setting(True, "Draw virtual tokens at the scale of the model's own token embeddings.")
+    modules_to_save: list[str] | None = _setting(
+        None, "Modules of the base model to train and save in full beside the adapter."
     )
 
     def __post_init__(self) -> None:
@@ -100,23 +121,11 @@ class BiTuningConfig(PeftConfig):
         self._check_one_of("task_type", self.task_type, tuple(task.value for task in TASK_TYPES))
         self._check_one_of("pooling", self.pooling, POOLINGS)
         self._check_one_of("router_gradient", self.router_gradient, ROUTER_GRADIENTS)
-        for name in (
-            "num_virtual_tokens",
-            "num_experts",
-            "encoder_hidden_size",
-            "encoder_num_layers",
-            "encoder_num_attention_heads",
-            "encoder_cross_attention_frequency",
-        ):
-            self._check_positive_integer(name)
-        for name in ("collaborative_dim", "encoder_intermediate_size"):
+        for name in (*PAPER_SIZES, "collaborative_dim", "encoder_intermediate_size"):
             if getattr(self, name) is not None:
                 self._check_positive_integer(name)
-        if self.encoder_hidden_size % self.encoder_num_attention_heads:
-            raise ConfigurationError(
-                f"encoder_hidden_size must be a multiple of encoder_num_attention_heads "
-                f"({self.encoder_num_attention_heads}), got {self.encoder_hidden_size!r}"
-            )
+        self._check_positive_integer("encoder_cross_attention_frequency")
+        self._check_heads()
         for name in ("encoder_dropout", "collaborative_dropout"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 <= value < 1):
@@ -130,6 +139,36 @@ class BiTuningConfig(PeftConfig):
         if not (isinstance(self.prefix_encoder, str) and self.prefix_encoder):
             raise ConfigurationError(
                 f"prefix_encoder must be the name of a registered encoder, got {self.prefix_encoder!r}"
+            )
+
+    @classmethod
+    def paper(cls, **changes: Any) -> "BiTuningConfig":
+        """Return the paper's sizes (Appendix B): P = 32, K = 8, H = 768, 12 blocks, 12 heads.
+
+        Args:
+            changes: fields to set otherwise.
+        """
+        return cls(**{**PAPER_SIZES, **changes})
+
+    def fill_sizes(self, width: int) -> None:
+        """Give sizes that are None their values for a language model of width D, see `sizes_for`.
+
+        Args:
+            width: D.
+
+        Raises:
+            ConfigurationError: sizes that were given do not fit those that follow.
+        """
+        for name, value in sizes_for(width).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        hidden, heads = self.encoder_hidden_size, self.encoder_num_attention_heads
+        if hidden is not None and heads is not None and hidden % heads:
+            raise ConfigurationError(
+                f"encoder_hidden_size must be a multiple of encoder_num_attention_heads ({heads}), got {hidden!r}"
             )
 
     def _check_token_ids(self) -> None:

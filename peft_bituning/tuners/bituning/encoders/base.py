@@ -155,7 +155,7 @@ def build_prefix_encoder(config: BiTuningConfig, token_dim: int, scale: float) -
     """Make the prefix encoder that a configuration names.
 
     Args:
-        config: the adapter's settings.
+        config: the adapter's settings; sizes that are None are filled in.
         token_dim: D.
         scale: standard deviation the prefix tokens start with.
 
@@ -166,6 +166,7 @@ def build_prefix_encoder(config: BiTuningConfig, token_dim: int, scale: float) -
         ConfigurationError: the name is not registered, or `collaborative_dim` is missing.
     """
     encoder = prefix_encoder_class(config.prefix_encoder)
+    config.fill_sizes(token_dim)
     if encoder.needs_collaborative and config.collaborative_dim is None:
         raise ConfigurationError(
             f"collaborative_dim must be set for prefix_encoder={config.prefix_encoder!r}, got None; give the width "

@@ -12,23 +12,22 @@ from accelerate import Accelerator
 from ..data import Interactions, LeaveOneOut
 from ..errors import CheckpointError, ConfigurationError
 from ..recommenders import IDRecommender, build_recommender, default_fit_arguments, fit_recommender, load_recommender
-from .arguments import RECOMMENDERS, LaserArguments
+from .arguments import ID_RECOMMENDERS, LaserArguments
 from .checkpoint import differences, sync_folder
-from .results import data_hash
 
 logger = logging.getLogger(__name__)
 
 ORIGIN_FILE = "origin.json"
 
 
-def provide_recommender(
+def provide_id_recommender(
     accelerator: Accelerator, arguments: LaserArguments, folder: Path, data: Interactions, split: LeaveOneOut
 ) -> IDRecommender | None:
-    """Load the recommender that the arguments name, or train one; every process gets the same weights.
+    """Load the ID recommender that the arguments name, or train one; every process gets the same weights.
 
     Args:
         accelerator: the main process trains, the others wait.
-        arguments: `recommender` names a kind, a saved folder, or `none`.
+        arguments: `id_recommender` names a kind, a saved folder, or `none`.
         folder: where a trained one is kept; a resumed run takes it from there.
         data: what it is trained on.
         split: training sequences, and validation users for early stopping.
@@ -40,20 +39,20 @@ def provide_recommender(
         ConfigurationError: neither a known kind nor a folder.
         CheckpointError: the run to resume trained it on other data or by other settings.
     """
-    name = arguments.recommender
+    name = arguments.id_recommender
     if name == "none":
         return None
-    if name not in RECOMMENDERS:
+    if name not in ID_RECOMMENDERS:
         if not Path(name).is_dir():
             raise ConfigurationError(
-                f"recommender must be {', '.join(RECOMMENDERS)}, none, or the folder of a saved one, got {name!r}"
+                f"id_recommender must be {', '.join(ID_RECOMMENDERS)}, none, or the folder of a saved one, got {name!r}"
             )
         return load_recommender(name)
     origin = {
         "recommender": name,
-        "recommender_epochs": arguments.recommender_epochs,
+        "recommender_epochs": arguments.id_recommender_epochs,
         "seed": arguments.seed,
-        "data": data_hash(data),
+        "data": data.content_hash,
     }
     kept = arguments.resume and folder.is_dir()
     if kept:
@@ -62,9 +61,9 @@ def provide_recommender(
     if accelerator.is_main_process and not kept:
         model = build_recommender(name, len(data.items), seed=arguments.seed).to(accelerator.device)
         settings = default_fit_arguments(name)
-        if arguments.recommender_epochs is not None:
-            settings["epochs"] = arguments.recommender_epochs
-        report = fit_recommender(
+        if arguments.id_recommender_epochs is not None:
+            settings["epochs"] = arguments.id_recommender_epochs
+        fit_recommender(
             model,
             split.train_sequences,
             split.samples("valid"),
@@ -72,7 +71,6 @@ def provide_recommender(
             progress=not arguments.disable_tqdm,
             **settings,
         )
-        logger.info("%s: best epoch %d, validation NDCG@10 %.4f", name, report.best_epoch, report.best_ndcg or 0.0)
         _save_whole(model.to("cpu"), folder, origin)
     accelerator.wait_for_everyone()
     return load_recommender(folder)

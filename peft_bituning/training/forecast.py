@@ -1,0 +1,78 @@
+"""The forecast of a run: how much of the model is trained, and how long that takes on this machine."""
+
+import logging
+import time
+
+from ..catalog.encoder import HistoryEncoder
+from ..data.samples import LeaveOneOut
+from .arguments import LaserArguments
+from .provenance import count_parameters
+
+logger = logging.getLogger(__name__)
+
+LARGE_SHARE = 0.1  # of the language model's weights
+LONG = 2 * 3600  # seconds
+PROBED = 16  # users
+BACKWARD = 2  # passes over frozen layers that the gradient of their inputs costs, in forward passes
+
+
+def say_what_is_ahead(
+    encoder: HistoryEncoder, split: LeaveOneOut, num_items: int, arguments: LaserArguments, processes: int
+) -> None:
+    """Say before training starts what is unusual about a run: many weights, many hours.
+
+    Args:
+        encoder: as training will use it.
+        split: the users.
+        num_items: I.
+        arguments: the run's settings.
+        processes: that share the work.
+    """
+    trainable, total = count_parameters(encoder.model)
+    share = trainable / max(1, total - trainable)
+    if share > LARGE_SHARE:
+        logger.warning(
+            "the adapter trains %s weights, %.0f %% of the language model's %s; sizes of BiTuningConfig that are not "
+            "given follow the language model's width",
+            f"{trainable:,}",
+            100 * share,
+            f"{total - trainable:,}",
+        )
+    seconds = estimated_seconds(encoder, split, num_items, arguments) / processes
+    if seconds > LONG:
+        logger.warning(
+            "training takes about %.1f hours on this machine, by one batch; fewer rows (--max_samples_per_epoch, "
+            "--max_validation_users) or epochs take less",
+            seconds / 3600,
+        )
+
+
+def estimated_seconds(encoder: HistoryEncoder, split: LeaveOneOut, num_items: int, arguments: LaserArguments) -> float:
+    """Estimate how long both stages take in one process, by the tokens of all epochs and the time of one batch.
+
+    `seconds = (tokens encoded + 3 tokens trained) x seconds per token`, virtual tokens among them; early stopping and
+    what rows share are not counted, so that it is an upper bound in kind.
+
+    Args:
+        encoder: as training will use it.
+        split: the users.
+        num_items: I.
+        arguments: the run's settings.
+    """
+    virtual = encoder.model.num_virtual_tokens + 1
+    users = [sample.history for sample in split.samples("valid")][: arguments.max_validation_users]
+    rows = [sample.history for sample in split.training_samples(arguments.cuts, arguments.seed)]  # type: ignore[arg-type]
+    rows = rows[: arguments.max_samples_per_epoch]
+    items = [[item] for item in range(num_items)]
+    tokens = {
+        name: sum(encoder.collator.length(history, kind) + virtual for history in histories)
+        for name, kind, histories in (("users", "user", users), ("rows", "user", rows), ("items", "item", items))
+    }
+    probe = users[:PROBED]
+    encoder.encode(probe)  # nothing of the first pass's own work is counted
+    started = time.perf_counter()
+    encoder.encode(probe)
+    per_token = (time.perf_counter() - started) / sum(encoder.collator.length(each) + virtual for each in probe)
+    epochs = arguments.stage1_epochs + arguments.stage2_epochs
+    encoded = arguments.stage1_epochs * tokens["items"] + epochs * tokens["users"]
+    return per_token * (encoded + (1 + BACKWARD) * epochs * tokens["rows"])
