@@ -10,12 +10,12 @@ from peft import PeftModel
 
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
+from ..catalog.item_tables import encode_table
 from ..data.samples import LeaveOneOut
 from ..evaluation import evaluate_ranking, history_scorer
 from ..recommenders import IDRecommender, ItemKNN, Popularity
 from ..tuners.bituning import BiTuningConfig, BiTuningModel
 from .ranking import rank_users
-from .tables import encode_table
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftConfig
 
+from ..artifacts import differences, to_json
 from ..base_models import BaseModel
 from ..data import Interactions, PromptTemplate
 from ..errors import CheckpointError
@@ -15,8 +16,7 @@ from ..recommenders import IDRecommender
 from ..serving.recommender import LaserRecommender
 from ..tuners.bituning import BiTuningConfig
 from .arguments import LaserArguments
-from .checkpoint import differences
-from .results import RESULTS_FILE, data_hash, to_json
+from .results import RESULTS_FILE, data_hash
 
 
 def settings_of(arguments: LaserArguments) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from accelerate.utils import set_seed
 from peft import PeftModel, set_peft_model_state_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..artifacts import to_json, write_whole
 from ..base_models import BaseModel, load_base_model
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
+from ..catalog.item_tables import TABLES
 from ..data import Interactions, LeaveOneOut, PromptEncoder, PromptTemplate
 from ..data.collator import HistoryCollator
 from ..errors import ConfigurationError
@@ -34,11 +36,10 @@ from .finished import load_finished, settings_of
 from .frozen import provide_recommender
 from .inputs import attach_adapter, make_prompts, make_prompts_beside, read_interactions, read_template, split_histories
 from .ranking import rank_users
-from .results import RESULTS_FILE, data_hash, prompt_cuts, provenance, to_json, weight_change, write_whole
+from .results import RESULTS_FILE, data_hash, prompt_cuts, provenance, weight_change
 from .sharding import check_launcher
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
-from .tables import TABLES
 
 logger = logging.getLogger(__name__)
 

@@ -1,17 +1,15 @@
 """What a run writes down beside its weights: `results.json` and where its numbers come from."""
 
-import hashlib
-import json
 import os
 import resource
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 
+from ..artifacts import sha256_of_json
 from ..data import Interactions, LeaveOneOut, PromptEncoder
 
 RESULTS_FILE = "results.json"
@@ -28,9 +26,7 @@ def prompt_cuts(prompts: PromptEncoder, split: LeaveOneOut) -> dict[str, int]:
 
 def data_hash(data: Interactions) -> str:
     """Return the sha256 (hex) over item ids, user ids and histories, by which a resumed run knows its data."""
-    digest = hashlib.sha256(json.dumps(data.items.item_ids).encode())
-    digest.update(json.dumps([data.user_ids, data.histories]).encode())
-    return digest.hexdigest()
+    return sha256_of_json(data.items.item_ids, [data.user_ids, data.histories])
 
 
 def provenance(model: PeftModel, device: torch.device) -> dict[str, Any]:
@@ -60,15 +56,3 @@ def weight_change(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Te
     change = sum(float((right[name].double() - value.double()).square().sum()) for name, value in left.items())
     size = sum(float(value.double().square().sum()) for value in left.values())
     return (change / size) ** 0.5 if size else 0.0
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def to_json(value: Any) -> Any:
-    """Return a value as JSON gives it back: sets as sorted lists, what JSON does not know as text."""
-    return json.loads(json.dumps(value, default=lambda other: sorted(other) if isinstance(other, set) else str(other)))

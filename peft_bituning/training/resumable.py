@@ -11,12 +11,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..artifacts import differences
 from ..errors import CheckpointError
 from .arguments import LaserArguments
 from .checkpoint import (
     Checkpoint,
     CheckpointStore,
-    differences,
     flatten_optimizer,
     random_state,
     restore_optimizer,

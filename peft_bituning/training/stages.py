@@ -12,8 +12,10 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from ..artifacts import weights_hash
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
+from ..catalog.item_tables import TABLES, encode_table
 from ..data.samples import LeaveOneOut, Sample
 from ..errors import CheckpointError, InputError, NonFiniteLossError
 from ..tuners.bituning import BiTuningModel, EmbeddingCenter, EmbeddingTuner, PrefixEncoder
@@ -26,7 +28,6 @@ from .ranking import rank_users
 from .resumable import ResumableTraining
 from .stage_result import ItemSide, StageResult, Weights
 from .state import RunningMeans
-from .tables import TABLES, encode_table, weights_hash
 
 logger = logging.getLogger(__name__)
 
