@@ -28,12 +28,13 @@ from bench.methods.candidate_answers import METHODS, run_answers
 from bench.methods.candidate_methods import ARGUMENTS
 from transformers import HfArgumentParser
 
+from peft_bituning.artifacts import write_whole
 from peft_bituning.base_models import load_base_model
 from peft_bituning.data import Interactions, LeaveOneOut, load_interactions
 from peft_bituning.errors import BiTuningError, CheckpointError, ConfigurationError
 from peft_bituning.launch import use_all_cores
 from peft_bituning.training import LaserArguments
-from peft_bituning.training.results import data_hash, write_whole
+from peft_bituning.training.results import data_hash
 
 TABLE, CELL_FILE, SHARED = "candidates", "cell.json", "shared"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -20,9 +20,9 @@ from bench.comparison.picture import plot_table
 from bench.comparison.plan import Cell, Plan
 from bench.comparison.table import summarise, to_markdown
 
+from peft_bituning.artifacts import write_whole
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import BiTuningError, ConfigurationError
-from peft_bituning.training.results import write_whole
 
 CHANGES = ("dataset", "max_users", "source", "model", "output_dir", "seeds", "methods")
 

@@ -3,12 +3,11 @@
     accelerate launch examples/by_feature/encode_catalog.py --model FOLDER --output_dir table
 
 Encodes the catalog of a saved recommender, or with `--items new.jsonl` items that it never saw, and holds the rows of
-one shard in memory. The same command goes on after a kill. It leaves `item_table.safetensors`, one row of length 1 an
+one block in memory. The same command goes on after a kill. It leaves `item_table.safetensors`, one row of length 1 an
 item, and `items.jsonl`, whose lines are the rows. All work is done by `HistoryEncoder.encode_items_into`.
 """
 
 import argparse
-import hashlib
 import logging
 import sys
 from datetime import timedelta
@@ -17,7 +16,8 @@ from pathlib import Path
 import torch
 
 from peft_bituning import LaserRecommender
-from peft_bituning.catalog import HistoryEncoder, TableShards
+from peft_bituning.artifacts import sha256_of_file
+from peft_bituning.catalog import HistoryEncoder, TableBlocks
 from peft_bituning.data import ItemCatalog, PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.data.readers.text_files import json_rows
@@ -33,9 +33,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, help="folder of a saved LaserRecommender, or its Hub repository")
-    add("--output_dir", required=True, type=Path, help="folder of the table and its shards")
+    add("--output_dir", required=True, type=Path, help="folder of the table")
     add("--items", type=Path, metavar="FILE", help="JSON lines of new items (item_id, title, ...), gzipped or not")
-    add("--shard_size", type=int, default=16_384, help="items a shard, all that a kill can lose (%(default)s)")
+    add("--block_size", type=int, default=16_384, help="items per block, all that a kill can lose (%(default)s)")
     add("--batch_size", type=int, default=32, help="items a forward pass (%(default)s)")
     add("--bf16", action="store_true", help="frozen weights and forward passes in bfloat16")
     add("--store_bf16", action="store_true", help="rows in bfloat16: half the file, cosines to within 0.4 %%")
@@ -77,7 +77,7 @@ def encoder_of(recommender: LaserRecommender, catalog: ItemCatalog, batch_size: 
 def main(argv: list[str]) -> None:
     """Run the whole job."""
     arguments = parse_arguments(argv)
-    state = launched_state(timeout=timedelta(days=1))  # one may have to wait for another's last shard
+    state = launched_state(timeout=timedelta(days=1))  # one may have to wait for another's last block
     if state.device.type == "cpu":
         use_all_cores()
     logging.basicConfig(format="%(message)s", level=logging.INFO if state.is_main_process else logging.ERROR)
@@ -96,18 +96,17 @@ def main(argv: list[str]) -> None:
         rows = read_items(arguments.items, rejects, arguments.max_rejected, progress)
         records = ({"item_id": item_id, **row} for item_id, row in zip(rows.item_ids, rows.attributes, strict=True))
         catalog = recommender.items.extended(records)
-        with arguments.items.open("rb") as file:
-            identity["items"] = hashlib.file_digest(file, "sha256").hexdigest()
-    shards = TableShards(
+        identity["items"] = sha256_of_file(arguments.items)
+    blocks = TableBlocks(
         output,
         num_items=len(rows),
         identity=identity,
-        shard_size=arguments.shard_size,
+        block_size=arguments.block_size,
         dtype=torch.bfloat16 if arguments.store_bf16 else torch.float32,
         first_item=len(catalog) - len(rows),
     )
     encoder = encoder_of(recommender, catalog, arguments.batch_size)
-    table = encoder.encode_items_into(shards, autocast=torch.bfloat16 if arguments.bf16 else None, progress=progress)
+    table = encoder.encode_items_into(blocks, autocast=torch.bfloat16 if arguments.bf16 else None, progress=progress)
     if state.is_main_process:
         rows.to_jsonl(output / "items.jsonl")
         print(f"{len(table):,} items of width {table.embeddings.shape[1]:,} in {output / 'item_table.safetensors'}")
@@ -119,5 +118,5 @@ if __name__ == "__main__":
     except BiTuningError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last shard", file=sys.stderr)
+        print("stopped; the same command goes on from the last block", file=sys.stderr)
         sys.exit(130)

@@ -19,12 +19,12 @@ import numpy as np
 from torch import Tensor
 
 from peft_bituning import LaserRecommender
+from peft_bituning.artifacts import write_whole
 from peft_bituning.catalog import ItemTable
 from peft_bituning.data import LeaveOneOut, Sample, load_interactions
 from peft_bituning.errors import BiTuningError, ConfigurationError
 from peft_bituning.evaluation import evaluate_ranking, history_scorer
 from peft_bituning.recommenders import ItemKNN, Popularity
-from peft_bituning.training.results import write_whole
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 OTHERS = ("item-knn", "popularity", "recommender")

@@ -12,10 +12,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, Features, IterableDataset, List, Value
 from tqdm.auto import tqdm
 
+from ..artifacts import sha256_of_json
 from ..errors import ArtifactError, ConfigurationError, DataError, UnknownItemError
 from ..launch import launched_state
 from ..serving.recommender import LaserRecommender
-from .provenance import digest, made_by
+from .provenance import made_by
 from .shard_folder import ShardFolder, ShardRecord
 from .user_source import Files, UserBlock, UserSource, block_digest
 
@@ -115,7 +116,7 @@ def recommend_parquet(
         "made_by": made_by(recommender) if state.is_main_process else {},  # the main process alone compares them
         "k": int(k),
         "filter_seen": bool(filter_seen),
-        "candidates": None if candidates is None else digest(sorted(set(map(str, candidates)))),
+        "candidates": None if candidates is None else sha256_of_json(sorted(set(map(str, candidates)))),
         "rows_per_shard": rows_per_shard,
         "user_column": user_column,
         "history_column": history_column,

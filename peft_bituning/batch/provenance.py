@@ -1,14 +1,11 @@
 """What made a list of recommendations: enough to tell two recommenders apart."""
 
-import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from peft import get_peft_model_state_dict
-from torch import Tensor
 
+from ..artifacts import sha256_of_json, sha256_of_tensors
 from ..serving.recommender import USER_ADAPTER, LaserRecommender
 
 
@@ -31,9 +28,9 @@ def made_by(recommender: LaserRecommender) -> dict[str, Any]:
         "base_model_fingerprint": base.fingerprint(),
         "dtype": str(base.model.dtype),
         "quantization": str(getattr(base.model, "quantization_method", None)),
-        "adapter": _tensors_digest(adapter),
+        "adapter": sha256_of_tensors(adapter, "{name} {shape} {dtype}\n"),
         "item_table": recommender.table.checksum(),
-        "catalog": digest([recommender.items.item_ids, recommender.items.attributes]),
+        "catalog": sha256_of_json([recommender.items.item_ids, recommender.items.attributes]),
         "index": {
             "class": type(index).__name__,
             **{name: getattr(index, name) for name in ("kind", "parameters") if hasattr(index, name)},
@@ -47,17 +44,3 @@ def made_by(recommender: LaserRecommender) -> dict[str, Any]:
         "max_collaborative_states": settings.max_collaborative_states,
         "item_collaborative": settings.item_collaborative,
     }
-
-
-def digest(value: Any) -> str:
-    """Return the sha256 of JSON values."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous()
-        hashed.update(f"{name} {list(values.shape)} {values.dtype}\n".encode())
-        hashed.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()

@@ -1,9 +1,7 @@
 """A folder of parquet shards that says what made it, and that an interrupted run goes on with."""
 
-import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +12,8 @@ import pyarrow as pa  # what `datasets` reads and writes parquet with
 import pyarrow.parquet as pq
 from datasets import Features
 
+from ..artifacts import differences, sha256_of_file, whole_file, write_whole
 from ..errors import ArtifactError, ConfigurationError
-from ..training.checkpoint import differences
-from ..training.results import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -127,13 +124,11 @@ class ShardFolder:
         Raises:
             ConfigurationError: there are too many shards.
         """
-        path = self.path(number)
-        partial = path.with_name(f".{path.name}.partial")
         table = pa.table(dict(columns), schema=self.features.arrow_schema)
-        pq.write_table(table, partial)
-        record = ShardRecord(rows=table.num_rows, sha256=_sha256(partial), **facts)
-        write_whole(self._record_path(number), json.dumps(asdict(record)))
-        os.replace(partial, path)
+        with whole_file(self.path(number)) as partial:
+            pq.write_table(table, partial)
+            record = ShardRecord(rows=table.num_rows, sha256=sha256_of_file(partial), **facts)
+            write_whole(self._record_path(number), json.dumps(asdict(record)))
         return record
 
     def finish(self, settings: Mapping[str, Any], records: Mapping[int, ShardRecord], facts: Mapping[str, Any]) -> None:
@@ -169,7 +164,7 @@ class ShardFolder:
         finished = {
             number: record
             for number, record in sorted(records.items())
-            if self.path(number).is_file() and _sha256(self.path(number)) == record.sha256
+            if self.path(number).is_file() and sha256_of_file(self.path(number)) == record.sha256
         }
         whole = {self.path(number).name for number in finished}
         for name in self._visible():
@@ -212,13 +207,8 @@ class ShardFolder:
 
     def _clear(self) -> None:
         shards = [self.folder / name for name in self._visible()]
-        for path in [*shards, *self.folder.glob(".part-*.partial"), *self.state.glob("*.json*")]:
+        for path in [*shards, *self.folder.glob(".part-*"), *self.state.glob("*.json*")]:
             path.unlink()
 
     def _record_path(self, number: int) -> Path:
         return self.state / f"{self.path(number).stem}.json"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from copy import copy
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -12,15 +13,14 @@ from tqdm.auto import tqdm
 from ..data.collator import HistoryBatch, HistoryCollator
 from ..data.items import ItemCatalog
 from ..data.prompts import PromptEncoder
-from ..errors import ConfigurationError, InputError
+from ..errors import ArtifactError, ConfigurationError, InputError
 from ..recommenders.base import IDRecommender
 from ..tuners.rows.common_start import keep_starts
 from ..tuners.rows.embedding_model import EmbeddingModel
 from ..tuners.rows.outputs import BiTuningOutput
 from .history_settings import HistorySettings
-from .item_table import ItemTable
-from .table_file import non_finite_rows
-from .table_shards import TableShards
+from .item_table import ItemTable, non_finite_rows
+from .table_blocks import TABLE_FILE, TableBlocks
 
 logger = logging.getLogger(__name__)
 
@@ -218,16 +218,16 @@ class HistoryEncoder:
         return self.encode(histories, "item", distributed, progress, "encoding items")
 
     def encode_items_into(
-        self, shards: TableShards, autocast: torch.dtype | None = None, progress: bool = False
+        self, blocks: TableBlocks, autocast: torch.dtype | None = None, progress: bool = False
     ) -> ItemTable:
-        """Encode catalog items shard by shard into a mapped table; what a run before this one finished is kept.
+        """Encode catalog items block by block into a mapped table; what a run before this one finished is kept.
 
-        Where several processes run, all of them must call this: each encodes shards of its own, all wait, and each
-        maps the whole table. A model in shards (FSDP2) is run by all processes on every shard.
+        Where several processes run, all of them must call this: each encodes blocks of its own, all wait, and each
+        maps the whole table. A model in shards (FSDP2) is run by all processes on every block.
 
         Args:
-            shards: the folder, and which items.
-            autocast: forward passes under `torch.autocast` in this type; it becomes part of the shards' identity.
+            blocks: the folder, and which items.
+            autocast: forward passes under `torch.autocast` in this type; it becomes part of the table's identity.
                 None leaves them in the model's own type.
             progress: show a progress bar of this process's items.
 
@@ -235,39 +235,47 @@ class HistoryEncoder:
             The table, in its file; nothing of it is held in memory.
 
         Raises:
-            ArtifactError: the folder holds a table or shards of another identity, size or type.
+            ArtifactError: the folder holds a table of another identity, size or type.
             InputError: an embedding that is not finite.
         """
         if autocast is not None:
-            shards = shards.identified(autocast=str(autocast).removeprefix("torch."))
+            blocks = blocks.identified(autocast=str(autocast).removeprefix("torch."))
         world, rank = _processes()
-        shards.check()
-        if rank == 0:
-            shards.prepare()
-        if not all(_gathered([rank > 0 or shards.is_complete()])):
-            whole = _gathered([number for number in range(len(shards))[rank::world] if shards.is_whole(number)])
-            missing = sorted(set(range(len(shards))).difference(whole))
-            logger.info("%d of %d shards are there, %d are encoded", len(whole), len(shards), len(missing))
-            together = hasattr(self.model, "unshard")  # FSDP2: a forward pass gathers weights from all processes
-            mine = missing if together else missing[rank::world]
-            total = sum(len(shards.rows(number)) for number in mine)
-            with tqdm(total=total, desc="encoding items", unit="row", disable=not progress) as bar:
-                for number in mine:
-                    embeddings = self._encode_shard(shards.rows(number), together, autocast, progress)
-                    if rank == 0 or not together:
-                        shards.write(number, embeddings)
-                    bar.update(len(embeddings))
+        file = blocks.find()
+        plan = file or blocks.of_width(1)  # until rows tell the width
+        whole = _gathered([] if file is None else sorted(file.finished(range(plan.num_blocks)[rank::world])))
+        missing = sorted(set(range(plan.num_blocks)).difference(whole))
+        logger.info("%d of %d blocks are there, %d are encoded", len(whole), plan.num_blocks, len(missing))
+        together = hasattr(self.model, "unshard")  # FSDP2: a forward pass gathers weights from all processes
+        mine = missing if together else missing[rank::world]
+        total = sum(len(plan.items_of(block)) for block in mine)
+        with tqdm(total=total, desc="encoding items", unit="row", disable=not progress) as bar:
+            encoded = (
+                (block, self._encode_block(blocks.items_of(plan, block), together, autocast, progress))
+                for block in mine
+            )
+            first = list(islice(encoded, 1))
+            widths = _gathered([rows.shape[1] for _, rows in first])
+            if rank == 0 and file is None:
+                blocks.of_width(widths[0]).create()
             _gathered([])
-            if rank == 0:
-                shards.assemble()
-            _gathered([])
-        return shards.table()
+            file = blocks.find()
+            if file is None:
+                raise ArtifactError(
+                    f"{blocks.folder} must be one folder that all processes see, got none with {TABLE_FILE}; run again"
+                )
+            for block, rows in chain(first, encoded):
+                if rank == 0 or not together:
+                    blocks.write(file, block, rows, rank)
+                bar.update(len(rows))
+        _gathered([])
+        return ItemTable.load(blocks.folder / TABLE_FILE, blocks.num_items)
 
-    def _encode_shard(self, items: range, distributed: bool, autocast: torch.dtype | None, progress: bool) -> Tensor:
+    def _encode_block(self, items: range, distributed: bool, autocast: torch.dtype | None, progress: bool) -> Tensor:
         prompts = self.collator.prompts
         encoder = copy(self)
         encoder.collator = copy(self.collator)
-        # anew for every shard: it keeps the tokens of each item that it ever saw
+        # anew for every block: it keeps the tokens of each item that it ever saw
         encoder.collator.prompts = PromptEncoder(
             prompts.template,
             prompts.tokenizer,

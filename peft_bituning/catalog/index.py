@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, InputError
-from .table_file import chunks
+from .item_table import chunks
 
 
 class ItemIndex(Protocol):

@@ -1,16 +1,52 @@
 """The item table: one embedding an item, encoded with one set of weights and kept while users are trained."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..artifacts import bytes_of, sha256_of, whole_file
 from ..errors import ArtifactError, InputError
-from .table_file import DTYPES, TENSOR_NAME, chunks, non_finite_rows, sha256_of, whole_file, write_rows
+
+TENSOR_NAME = "embeddings"
+TYPES = (torch.float32, torch.bfloat16)
+CHUNK_BYTES = 4 << 20
+
+
+def chunks(rows: Tensor) -> Iterator[Tensor]:
+    """Cut rows into views of at most 4 MiB, so that memory need not hold a second table.
+
+    Args:
+        rows: [I, D], on any device.
+
+    Yields:
+        [<= I, D], in order.
+    """
+    row_bytes = max(1, rows[:1].numel() * rows.element_size())
+    yield from rows.split(max(1, CHUNK_BYTES // row_bytes))
+
+
+def non_finite_rows(rows: Tensor, limit: int = 10) -> list[int]:
+    """Return the first rows that hold NaN or infinity.
+
+    Args:
+        rows: [I, D], on any device.
+        limit: so many at most.
+    """
+    found: list[int] = []
+    first = 0
+    for chunk in chunks(rows):
+        bad = torch.nonzero(~torch.isfinite(chunk).all(1)).flatten()
+        found.extend((bad + first).tolist())
+        if len(found) >= limit:
+            break
+        first += len(chunk)
+    return found[:limit]
 
 
 @dataclass(frozen=True)
@@ -92,13 +128,12 @@ class ItemTable:
 
     def checksum(self) -> str:
         """Return the sha256 of the table's bytes."""
-        return sha256_of(self.embeddings)
+        return sha256_of(map(bytes_of, chunks(self.embeddings)))
 
     def save(self, path: Path) -> None:
         """Write the table as safetensors, whole or not at all; `path` may be the file that it is mapped from."""
-        rows, width = self.embeddings.shape
         with whole_file(path) as temporary:
-            write_rows(temporary, [self.embeddings], (rows, width), self.embeddings.dtype)
+            save_file({TENSOR_NAME: self.embeddings.detach().cpu().contiguous()}, temporary)
 
     @classmethod
     def load(cls, path: Path, num_items: int | None = None) -> "ItemTable":
@@ -128,9 +163,9 @@ class ItemTable:
                 "the folder again"
             )
         embeddings = tensors[TENSOR_NAME]
-        if embeddings.ndim != 2 or embeddings.dtype not in DTYPES:
+        if embeddings.ndim != 2 or embeddings.dtype not in TYPES:
             raise ArtifactError(
-                f"the item table {path.name} must be [I, D] {' or '.join(map(str, DTYPES))}, got "
+                f"the item table {path.name} must be [I, D] {' or '.join(map(str, TYPES))}, got "
                 f"{list(embeddings.shape)} {embeddings.dtype}; save the folder again"
             )
         if num_items is not None and len(embeddings) != num_items:
@@ -139,5 +174,8 @@ class ItemTable:
                 "and table are from two saves, save or download the folder again"
             )
         if non_finite_rows(embeddings):
-            raise ArtifactError(f"the item table {path.name} must be finite, got NaN or infinity; encode it again")
+            raise ArtifactError(
+                f"the item table {path.name} must be finite, got NaN or infinity; it is unfinished or "
+                "overflowed, encode it again"
+            )
         return cls(embeddings)

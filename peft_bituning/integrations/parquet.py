@@ -1,11 +1,11 @@
 """Embeddings as a parquet file, for any vector database."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset, Features, List, Value
 
+from ..artifacts import whole_file
 from ..serving.recommender import LaserRecommender
 
 
@@ -56,6 +56,5 @@ def export_embeddings(
         }
     )
     columns = {"id": ids, "embedding": embeddings, **{name: [value] * len(ids) for name, value in made_by.items()}}
-    temporary = Path(f"{path}.partial")
-    Dataset.from_dict(columns, features=features).to_parquet(str(temporary))
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        Dataset.from_dict(columns, features=features).to_parquet(str(temporary))

@@ -3,7 +3,6 @@
 Shapes: `B` rows, `N` history length, `L` real items of the longest row, `C` collaborative width, `I` catalog items.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..artifacts import sha256_of_tensors
 from ..errors import ArtifactError, InputError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -188,14 +188,9 @@ class IDRecommender(nn.Module):
 
     def content_hash(self) -> str:
         """Return the sha256 (hex) over the essential settings and every tensor's name, shape, type and bytes."""
-        digest = hashlib.sha256()
         settings = {"recommender_type": self.recommender_type, **self.essentials()}
-        digest.update(json.dumps(settings, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            values = tensor.detach().cpu().contiguous()
-            digest.update(f"\n{name} {list(values.shape)} {values.dtype}\n".encode())
-            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        start = json.dumps(settings, sort_keys=True)
+        return sha256_of_tensors(self.state_dict(), "\n{name} {shape} {dtype}\n", start)
 
 
 @contextmanager

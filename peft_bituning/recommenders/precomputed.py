@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..artifacts import whole_file, write_whole
 from ..errors import ArtifactError, InputError
 from .base import CONFIG_FILE, WEIGHTS_FILE, IDRecommender, fill_weights, read_config
 
@@ -101,9 +102,10 @@ class Precomputed(IDRecommender):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"embeddings": self.embeddings.cpu().contiguous()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        with whole_file(folder / WEIGHTS_FILE) as temporary:
+            save_file({"embeddings": self.embeddings.cpu().contiguous()}, temporary, metadata={"format": "pt"})
         config = {"model_type": self.recommender_type, **self.essentials()}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_whole(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Precomputed":

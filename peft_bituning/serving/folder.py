@@ -1,7 +1,7 @@
 """The saved folder: what it holds, how it is written, and the strict way back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel
 from safetensors import SafetensorError
 
+from ..artifacts import whole_file, write_whole
 from ..base_models import BaseModel
 from ..catalog.item_table import ItemTable
 from ..data import ItemCatalog, PromptTemplate
@@ -98,21 +99,16 @@ def write_folder(folder: Path, model: PeftModel, parts: SavedParts, repo_id: str
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     model.save_pretrained(str(folder), selected_adapters=[USER_ADAPTER, ITEM_ADAPTER], save_embedding_layers=False)
     (folder / ITEM_ADAPTER / CARD_FILE).unlink(missing_ok=True)
-    parts.items.to_jsonl(folder / ITEMS_FILE)
+    with whole_file(folder / ITEMS_FILE) as temporary:
+        parts.items.to_jsonl(temporary)
     parts.table.save(folder / TABLE_FILE)
-    (folder / TEMPLATE_FILE).write_text(parts.template.to_json() + "\n", encoding="utf-8")
-    settings = asdict(parts.settings)
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / TEMPLATE_FILE, parts.template.to_json() + "\n")
+    write_whole(folder / SETTINGS_FILE, json.dumps(asdict(parts.settings), indent=2) + "\n")
     if parts.recommender is not None:
         parts.recommender.save_pretrained(folder / RECOMMENDER_FOLDER)
-    write_card(
-        folder / CARD_FILE,
-        parts.settings.results,
-        parts.settings.base_model,
-        parts.template,
-        parts.items,
-        repo_id or ".",
-    )
+    settings = parts.settings
+    with whole_file(folder / CARD_FILE) as temporary:
+        write_card(temporary, settings.results, settings.base_model, parts.template, parts.items, repo_id or ".")
     write_manifest(folder, [*_needed_files(parts.recommender is not None), CARD_FILE])
 
 
@@ -148,7 +144,7 @@ def read_folder(folder: Path) -> SavedParts:
 
 
 def item_identity(folder: Path) -> dict[str, Any]:
-    """Return what the item embeddings of a saved recommender depend on, as `TableShards` takes it.
+    """Return what the item embeddings of a saved recommender depend on, as `TableBlocks` takes it.
 
     Args:
         folder: what `write_folder` wrote.
@@ -165,14 +161,13 @@ def item_identity(folder: Path) -> dict[str, Any]:
     adapter = [f"{ITEM_ADAPTER}/{name}" for name in _ADAPTER_FILES]
     files = [*adapter, TEMPLATE_FILE, ITEMS_FILE]
     _check_listed(listed, files)
-    digests = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["sha256"]
     return {
         "base_model": settings.base_model,
         "max_length": settings.max_length,
         "max_item_tokens": settings.max_item_tokens,
         "recommender": settings.recommender_hash,
         "item_collaborative": settings.item_collaborative,
-        **{name: digests[name] for name in files},
+        **{name: listed[name] for name in files},
     }
 
 
@@ -215,7 +210,7 @@ def _needed_files(has_recommender: bool) -> list[str]:
     return names + [f"{RECOMMENDER_FOLDER}/{name}" for name in _RECOMMENDER_FILES if has_recommender]
 
 
-def _check_listed(listed: Sequence[str], needed: Sequence[str]) -> None:
+def _check_listed(listed: Collection[str], needed: Sequence[str]) -> None:
     left_out = [name for name in needed if name not in listed]
     if left_out:
         raise ArtifactError(
@@ -224,7 +219,7 @@ def _check_listed(listed: Sequence[str], needed: Sequence[str]) -> None:
         )
 
 
-def _read_settings(path: Path, listed: Sequence[str]) -> LaserSettings:
+def _read_settings(path: Path, listed: Collection[str]) -> LaserSettings:
     _check_listed(listed, [SETTINGS_FILE])
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
 """The manifest of a saved folder: the sha256 of every file it needs."""
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from ..artifacts import sha256_of_file, write_whole
 from ..errors import ArtifactError
 
 MANIFEST_FILE = "manifest.json"
@@ -17,11 +17,11 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
         folder: the folder.
         names: its files, relative, with forward slashes.
     """
-    digests = {name: _sha256(folder / name) for name in sorted(names)}
-    (folder / MANIFEST_FILE).write_text(json.dumps({"sha256": digests}, indent=2) + "\n", encoding="utf-8")
+    digests = {name: sha256_of_file(folder / name) for name in sorted(names)}
+    write_whole(folder / MANIFEST_FILE, json.dumps({"sha256": digests}, indent=2) + "\n")
 
 
-def check_manifest(folder: Path, editable: Collection[str] = ()) -> list[str]:
+def check_manifest(folder: Path, editable: Collection[str] = ()) -> dict[str, str]:
     """Check every file of a folder against its manifest.
 
     Args:
@@ -29,7 +29,7 @@ def check_manifest(folder: Path, editable: Collection[str] = ()) -> list[str]:
         editable: files that may be changed or missing, such as the model card, which people edit on the Hub.
 
     Returns:
-        The names of its files.
+        The sha256 of its files, by name.
 
     Raises:
         ArtifactError: the manifest or a file is missing, or a file is not the one that was saved.
@@ -50,15 +50,10 @@ def check_manifest(folder: Path, editable: Collection[str] = ()) -> list[str]:
         raise ArtifactError(
             f"{len(missing)} files are missing, first {missing[0]}; the download or copy is incomplete, repeat it"
         )
-    changed = [name for name, digest in digests.items() if _sha256(folder / name) != digest]
+    changed = [name for name, digest in digests.items() if sha256_of_file(folder / name) != digest]
     if changed:
         raise ArtifactError(
             f"{len(changed)} files are not the ones that were saved (sha256 differs), first {changed[0]}; they are "
             "truncated or were changed, download or save the folder again"
         )
-    return list(listed)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return listed

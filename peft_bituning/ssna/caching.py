@@ -4,9 +4,9 @@ Shapes: `B` items of a batch, `T` text tokens, `I` catalog items, `a` layers, `D
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..artifacts import bytes_of, sha256_of, sha256_of_json
 from ..base_models import BaseModel
+from ..block_file import BlockFile
 from ..data import ItemCatalog, PromptEncoder, PromptTemplate
 from ..data.collator import HistoryCollator
 from ..errors import ArtifactError, ConfigurationError, InputError, UnsupportedModelError
 from ..recommenders.base import evaluation_mode
 from ..tuners.rows.backbone import device_of, find_backbone, max_positions, token_embeddings
 from .config import POOLINGS
-from .item_states import ItemStates, differences
-from .states_file import DTYPES, StatesFile
+from .item_states import STATES, ItemStates
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def cache_item_states(
     config = base.model.config.get_text_config()
     shape = (len(items), min(num_layers, config.num_hidden_layers), config.hidden_size)
     origin = _origin(base, items, prompts, pooling)
-    file = _provide_file(Path(folder), origin, shape, dtype, block_size, overwrite)
+    file = _provide(BlockFile(Path(folder), STATES, STATES, origin, shape, dtype, block_size), overwrite)
     finished = file.finished()
     collator = HistoryCollator(prompts, pad_token_id=0, max_items=1)
     backbone = find_backbone(base.model)
@@ -97,7 +98,7 @@ def cache_item_states(
     ):
         for block in sorted(set(range(file.num_blocks)) - finished):
             indices = sorted(file.items_of(block), key=lambda item: (collator.length([item], "item"), item))
-            values = torch.zeros(len(indices), *shape[1:], dtype=DTYPES[dtype])
+            values = torch.zeros(len(indices), *shape[1:], dtype=getattr(torch, dtype))
             for start in range(0, len(indices), batch_size):
                 batch = indices[start : start + batch_size]
                 rows = torch.tensor(batch) - file.items_of(block).start
@@ -112,27 +113,26 @@ def cache_item_states(
     return ItemStates(file.values(), origin)
 
 
-def _provide_file(
-    folder: Path, origin: dict[str, Any], shape: tuple[int, int, int], dtype: str, block_size: int, overwrite: bool
-) -> StatesFile:
+def _provide(wanted: BlockFile, overwrite: bool) -> BlockFile:
+    """Find the file in its folder, or make it."""
+    folder, different = wanted.folder, []
     try:
-        file = StatesFile.find(folder)
-    except ArtifactError:
+        found = BlockFile.find(folder, STATES, STATES)
+        if found is not None and found.path.exists():
+            different = found.changes(wanted)
+            if not different:
+                found.check()
+                return found
+    except ArtifactError as error:
         if not overwrite:
-            raise
-        file = None
-    if file is None:
-        return StatesFile.create(folder, origin, shape, dtype, block_size)
-    saved = {**file.origin, "shape": list(file.shape), "dtype": file.dtype}
-    different = differences(saved, {**origin, "shape": list(shape), "dtype": dtype})
-    if not different:
-        return file
-    if overwrite:
-        return StatesFile.create(folder, origin, shape, dtype, block_size)
-    raise ArtifactError(
-        f"the states cached in {folder.name} are of another origin: {'; '.join(different)}; cache into another folder, "
-        "or replace them with overwrite=True"
-    )
+            raise ArtifactError(f"{error}, or replace it with overwrite=True") from error
+    if different and not overwrite:
+        raise ArtifactError(
+            f"the states cached in {folder.name} are of another origin: {'; '.join(different)}; cache into another "
+            "folder, or replace them with overwrite=True"
+        )
+    wanted.create()
+    return wanted
 
 
 def _states(
@@ -171,7 +171,6 @@ def _states(
 def _origin(base: BaseModel, items: ItemCatalog, prompts: PromptEncoder, pooling: str) -> dict[str, Any]:
     """Return what decides the states: the model, the template and the texts as tokens."""
     tokens = [prompts.encode([item], "item") for item in range(len(items))]
-    texts = hashlib.sha256(json.dumps([items.item_ids, tokens]).encode()).hexdigest()
     origin = {
         "base_model": base.name,
         "is_local": base.is_local,
@@ -179,21 +178,22 @@ def _origin(base: BaseModel, items: ItemCatalog, prompts: PromptEncoder, pooling
         "weights": _weights_digest(base.model),
         "template": prompts.template.to_dict(),
         "pooling": pooling,
-        "items": texts,
+        "items": sha256_of_json([items.item_ids, tokens]),
     }
     return json.loads(json.dumps(origin))
 
 
 def _weights_digest(model: nn.Module) -> str:
     """Return the sha256 over a few values of every weight, which tells tunings and types of one model apart."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"\n{name} {list(weight.shape)} {weight.dtype}\n".encode())
-        if not weight.is_meta and weight.numel():
-            flat = weight.detach().reshape(-1)
-            sample = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].cpu().contiguous()
-            digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+
+    def parts() -> Iterator[bytes | memoryview]:
+        for name, weight in model.named_parameters():
+            yield f"\n{name} {list(weight.shape)} {weight.dtype}\n".encode()
+            if not weight.is_meta and weight.numel():
+                flat = weight.detach().reshape(-1)
+                yield bytes_of(flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED])
+
+    return sha256_of(parts())
 
 
 def _check_finite(values: Tensor, indices: range, items: ItemCatalog, dtype: str) -> None:

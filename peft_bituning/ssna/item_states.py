@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..block_file import BlockFile
 from ..errors import ArtifactError, InputError
-from .states_file import StatesFile
+
+STATES = "states"  # the block file and the tensor in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,34 +65,14 @@ class ItemStates:
             ArtifactError: There are none, they are not finished, or blocks are damaged.
         """
         place = Path(folder)
-        file = StatesFile.find(place)
+        file = BlockFile.find(place, STATES, STATES)
         if file is None:
             raise ArtifactError(f"{place.name} holds no cached states; make them with cache_item_states")
-        left = sorted(set(range(file.num_blocks)) - file.finished(verify))
+        values = file.values()
+        left = sorted(set(range(file.num_blocks)) - file.finished(verify=verify))
         if left:
             raise ArtifactError(
                 f"{len(left)} of {file.num_blocks} blocks of the cached states in {place.name} are unfinished or "
                 f"damaged, first {left[:5]}; call cache_item_states again, it makes these alone"
             )
-        return cls(file.values(), file.origin)
-
-
-def differences(saved: dict[str, Any], found: dict[str, Any], prefix: str = "") -> list[str]:
-    """Name what differs between two origins, for messages.
-
-    Args:
-        saved: JSON values of the one.
-        found: Those of the other.
-        prefix: Path to both.
-
-    Returns:
-        One `path was this and is that` for each value that differs.
-    """
-    different: list[str] = []
-    for key in sorted({*saved, *found}):
-        before, now = saved.get(key), found.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            different.extend(differences(before, now, f"{prefix}{key}."))
-        elif before != now:
-            different.append(f"{prefix}{key} was {before!r} and is {now!r}")
-    return different
+        return cls(values, file.origin)

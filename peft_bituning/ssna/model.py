@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..artifacts import differences
 from ..errors import ArtifactError, ConfigurationError, InputError
 from ..recommenders.base import evaluation_mode
 from .config import SSNAConfig
-from .item_states import ItemStates, differences
+from .item_states import ItemStates
 from .side_network import SideNetwork
 from .text_sasrec import TextSASRec
 

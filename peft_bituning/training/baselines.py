@@ -9,11 +9,11 @@ from peft import PeftModel
 
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
+from ..catalog.item_tables import encode_table
 from ..data.samples import LeaveOneOut
 from ..evaluation import evaluate_ranking, history_scorer, rank_users
 from ..recommenders import IDRecommender, ItemKNN, Popularity
 from ..tuners.bituning import BiTuningConfig
-from .tables import encode_table
 
 UNTRAINED_MEAN = "untrained_mean"
 

@@ -1,6 +1,5 @@
 """Checkpoints that survive a kill at any moment."""
 
-import hashlib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..artifacts import sha256_of_file, whole_folder, write_whole
 from ..errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -72,33 +72,20 @@ class CheckpointStore:
         Returns:
             The checkpoint's folder.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         previous = self.complete()
         number = int(previous[-1].name.split("-")[1]) + 1 if previous else 0
-        name = f"step-{number:08d}-{step:08d}"
-        temporary = self.folder / f"tmp-{name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        for group, tensors in checkpoint.tensors.items():
-            target = temporary / f"{group}.safetensors"
-            source = None if self._whole is None else self._whole / target.name
-            if constant and group.startswith(constant) and source is not None and source.is_file():
-                _link(source, target)
-            else:
-                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, target)
-        (temporary / STATE_FILE).write_text(json.dumps(checkpoint.state))
-        marker = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        sync_folder(temporary)
-        final = self.folder / name
-        if final.exists():  # a kill came between its renaming and its marking
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        _sync(self.folder)
-        pending = final / f"{MARKER_FILE}.tmp"
-        pending.write_text(json.dumps(marker))
-        _sync(pending)
-        os.rename(pending, final / MARKER_FILE)
-        _sync(final)
+        final = self.folder / f"step-{number:08d}-{step:08d}"  # one that is there was never marked
+        with whole_folder(final) as temporary:
+            for group, tensors in checkpoint.tensors.items():
+                target = temporary / f"{group}.safetensors"
+                source = None if self._whole is None else self._whole / target.name
+                if constant and group.startswith(constant) and source is not None and source.is_file():
+                    _link(source, target)
+                else:
+                    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, target)
+            (temporary / STATE_FILE).write_text(json.dumps(checkpoint.state))
+            marker = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
+        write_whole(final / MARKER_FILE, json.dumps(marker))
         self._whole = final
         self._rotate(final)
         return final
@@ -139,7 +126,7 @@ class CheckpointStore:
     def _load(self, folder: Path) -> Checkpoint:
         try:
             for name, digest in _read_json(folder / MARKER_FILE).items():
-                if _sha256(folder / name) != digest:
+                if sha256_of_file(folder / name) != digest:
                     raise CheckpointError(f"{folder.name}/{name} was changed after it was written")
             state = _read_json(folder / STATE_FILE)
             tensors = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
@@ -151,7 +138,7 @@ class CheckpointStore:
         for folder in self.complete()[: -self.keep]:
             (folder / MARKER_FILE).unlink()  # incomplete first, so that a half-removed one is never read
             shutil.rmtree(folder)
-        for leftover in [*self.folder.glob("tmp-*"), *self.folder.glob("step-*")]:
+        for leftover in self.folder.glob("*step-*"):
             if leftover != newest and not (leftover / MARKER_FILE).is_file():
                 shutil.rmtree(leftover, ignore_errors=True)
 
@@ -219,49 +206,8 @@ def restore_random_state(saved: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([torch.tensor(state, dtype=torch.uint8) for state in saved["cuda"]])
 
 
-def differences(saved: dict[str, Any], found: dict[str, Any], prefix: str = "") -> list[str]:
-    """Name what differs between two runs, for messages.
-
-    Args:
-        saved: JSON values of the earlier run.
-        found: those of this one.
-        prefix: path to both.
-
-    Returns:
-        One `path was this and is that` for each value that differs.
-    """
-    different: list[str] = []
-    for key in sorted({*saved, *found}):
-        before, now = saved.get(key), found.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            different.extend(differences(before, now, f"{prefix}{key}."))
-        elif before != now:
-            different.append(f"{prefix}{key} was {before!r} and is {now!r}")
-    return different
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the files of a folder, and the folder itself, are on the disk."""
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _link(source: Path, target: Path) -> None:

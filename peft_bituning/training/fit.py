@@ -19,6 +19,7 @@ from ..assembly import assemble, attach_adapter, read_template, refuse_adapter
 from ..base_models import BaseModel, load_base_model
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
+from ..catalog.item_tables import TABLES
 from ..data import Interactions, LeaveOneOut, PromptTemplate, interactions_from_tables
 from ..errors import CheckpointError, ConfigurationError, DataError
 from ..evaluation import rank_users
@@ -38,7 +39,6 @@ from .provenance import prompt_cuts, provenance, weight_change
 from .sharding import check_launcher
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
-from .tables import TABLES
 
 logger = logging.getLogger(__name__)
 

@@ -2,18 +2,16 @@
 
 import json
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from ..artifacts import differences, whole_folder
 from ..data import Interactions, LeaveOneOut
 from ..errors import CheckpointError, ConfigurationError
 from ..recommenders import IDRecommender, build_recommender, default_fit_arguments, fit_recommender, load_recommender
 from .arguments import ID_RECOMMENDERS, LaserArguments
-from .checkpoint import differences, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,9 @@ def provide_id_recommender(
             progress=not arguments.disable_tqdm,
             **settings,
         )
-        _save_whole(model.to("cpu"), folder, origin)
+        with whole_folder(folder) as temporary:
+            model.to("cpu").save_pretrained(temporary)
+            (temporary / ORIGIN_FILE).write_text(json.dumps(origin))
     accelerator.wait_for_everyone()
     return load_recommender(folder)
 
@@ -84,14 +84,3 @@ def _check_origin(folder: Path, origin: dict[str, Any]) -> None:
             f"the ID recommender of the run to resume was trained otherwise: {'; '.join(different)}; resume with the "
             "same settings, or start again with --overwrite_output_dir"
         )
-
-
-def _save_whole(recommender: IDRecommender, folder: Path, origin: dict[str, Any]) -> None:
-    """Save a recommender so that a kill leaves the whole folder or none."""
-    temporary = folder.with_name(f"tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    recommender.save_pretrained(temporary)
-    (temporary / ORIGIN_FILE).write_text(json.dumps(origin))
-    sync_folder(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(temporary, folder)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from ..artifacts import weights_hash
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
+from ..catalog.item_tables import TABLES, encode_table
 from ..data.samples import LeaveOneOut, Sample
 from ..errors import CheckpointError, InputError, NonFiniteLossError
 from ..evaluation.users import rank_users
@@ -18,7 +19,6 @@ from .checkpoint import Checkpoint, CheckpointStore
 from .resumable import ResumableTraining
 from .stage_result import ItemSide, StageResult
 from .stage_rows import StageRows
-from .tables import TABLES, encode_table
 from .update import AFTER_NON_FINITE, Update
 from .update_plan import plan_updates
 

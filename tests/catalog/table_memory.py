@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft_bituning.catalog.table_file import write_rows
 
 from peft_bituning.catalog import ItemTable, TableShards
-from peft_bituning.catalog.table_file import write_rows
 
 ITEMS, WIDTH, SHARD = 65_536, 1_024, 4_096
 _ANONYMOUS = re.compile(r"RssAnon:\s+(\d+) kB")

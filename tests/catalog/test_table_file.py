@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft_bituning.catalog.table_file import chunks, non_finite_rows, sha256_of, whole_file, write_rows
 from safetensors.torch import load, load_file, save_file
 
 from peft_bituning.catalog import table_file
-from peft_bituning.catalog.table_file import chunks, non_finite_rows, sha256_of, whole_file, write_rows
 from peft_bituning.errors import InputError
 
 SHAPES = st.tuples(st.integers(0, 40), st.integers(1, 9))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft_bituning.catalog.table_shards import INDEX_FILE, TABLE_FILE
 from safetensors.torch import load_file, save_file
 
 from peft_bituning.catalog import ItemTable, TableShards
-from peft_bituning.catalog.table_shards import INDEX_FILE, TABLE_FILE
 from peft_bituning.errors import ArtifactError, ConfigurationError, InputError
 
 IDENTITY = {"weights": "ab12", "limits": {"max_length": 64, "max_history": None}, "fields": ["brand"]}

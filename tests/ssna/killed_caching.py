@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft_bituning.ssna.states_file import StatesFile
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from peft_bituning.base_models import load_base_model
 from peft_bituning.data import ItemCatalog
 from peft_bituning.ssna import ItemStates, cache_item_states
-from peft_bituning.ssna.states_file import StatesFile
 
 ITEMS = ItemCatalog.from_records({"item_id": f"i{n}", "title": f"thing {n} of {n * n}"} for n in range(11))
 BLOCK = 4  # blocks of 4, 4 and 3 items

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft_bituning.ssna.states_file import StatesFile
 
 from peft_bituning.errors import ArtifactError, InputError
 from peft_bituning.ssna import ItemStates
 from peft_bituning.ssna.item_states import differences
-from peft_bituning.ssna.states_file import StatesFile
 
 
 def test_sizes_and_their_errors():

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from peft_bituning.ssna.states_file import StatesFile
 from safetensors.torch import load_file
 
 from peft_bituning.errors import ArtifactError, ConfigurationError
-from peft_bituning.ssna.states_file import StatesFile
 
 SHAPE = (7, 2, 5)
 STATES = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft_bituning.catalog.table_shards import TableShards
+from peft_bituning.training.tables import weights_hash
 
 from peft_bituning.base_models import BaseModel
 from peft_bituning.catalog import HistoryEncoder
-from peft_bituning.catalog.table_shards import TableShards
 from peft_bituning.serving import LaserRecommender
 from peft_bituning.training import tables
-from peft_bituning.training.tables import weights_hash
 
 Train = Callable[..., LaserRecommender]
 TWO: dict[str, Any] = {"stage1_epochs": 2, "stage2_epochs": 1}

@@ -24,12 +24,12 @@ from safetensors.torch import save_file as save_tensors
 
 from bench.methods import METHODS, Trial, TrialResult, forget_checkpoints, merge_lora
 from bench.methods.kept_weights import KeptWeights
+from peft_bituning.artifacts import write_whole
 from peft_bituning.base_models import BaseModel
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError
 from peft_bituning.evaluation import RankingReport
 from peft_bituning.launch import use_all_cores
-from peft_bituning.training.results import write_whole
 
 from .plan import Cell, Plan
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from bench.rivals.fdsa import FDSA
 from bench.rivals.zesrec import ZESRec
+from peft_bituning.artifacts import write_whole
 from peft_bituning.base_models import BaseModel
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.matmul import fast_cpu_matmul
@@ -29,7 +30,7 @@ from peft_bituning.recommenders import (
 from peft_bituning.ssna import ItemStates, cache_item_states
 from peft_bituning.training.arguments import RECOMMENDERS
 from peft_bituning.training.frozen import provide_recommender
-from peft_bituning.training.results import data_hash, write_whole
+from peft_bituning.training.results import data_hash
 
 from .trial import Trial
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from peft_bituning.artifacts import weights_hash
 from peft_bituning.errors import CheckpointError
 from peft_bituning.training.stage_result import Weights
-from peft_bituning.training.tables import weights_hash
 
 _USERS, _ITEMS = "users.", "items."
 

@@ -16,15 +16,14 @@ from peft import (
 )
 from torch import Tensor, nn
 
+from peft_bituning.artifacts import to_json, weights_hash
 from peft_bituning.base_models import BaseModel
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.recommenders import IDRecommender
 from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.inputs import attach_adapter
-from peft_bituning.training.results import to_json
 from peft_bituning.training.stage_result import StageResult, Weights
 from peft_bituning.training.stages import ADAPTER, TwoStageTraining
-from peft_bituning.training.tables import weights_hash
 from peft_bituning.tuners.bituning import BiTuningConfig, BiTuningModel, EmbeddingCenter, PrefixEncoder
 from peft_bituning.tuners.ilora import ILoRAConfig
 from peft_bituning.tuners.rows.backbone import embedding_scale, find_backbone, token_embeddings

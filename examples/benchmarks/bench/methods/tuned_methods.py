@@ -10,6 +10,7 @@ from accelerate.utils import set_seed
 from peft import PeftModel
 from torch import Tensor
 
+from peft_bituning.artifacts import to_json
 from peft_bituning.catalog.encoder import HistoryEncoder
 from peft_bituning.catalog.item_table import ItemTable
 from peft_bituning.data.collator import HistoryCollator
@@ -24,7 +25,7 @@ from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.checkpoint import CheckpointStore
 from peft_bituning.training.inputs import make_prompts_beside, read_template
 from peft_bituning.training.ranking import rank_users
-from peft_bituning.training.results import data_hash, to_json
+from peft_bituning.training.results import data_hash
 from peft_bituning.training.sharding import check_launcher
 from peft_bituning.tuners.bituning import BiTuningConfig
 

@@ -1,23 +1,20 @@
-"""The item tables of a run: in memory, or for a large catalog in shards that a killed run goes on with."""
+"""The item tables of a run: in memory, or for a large catalog in blocks that a killed run goes on with."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from torch import Tensor
 
-from ..catalog.encoder import HistoryEncoder
-from ..catalog.item_table import ItemTable
-from ..catalog.table_shards import TableShards
+from ..artifacts import sha256_of_json
 from ..tuners.bituning import EmbeddingCenter
+from .encoder import HistoryEncoder
+from .item_table import ItemTable
+from .table_blocks import TableBlocks
 
 TABLES = "tables"  # folder beside the checkpoints
-LARGE_CATALOG = 16_384  # items; above it a table is encoded shard by shard, and mapped
+LARGE_CATALOG = 16_384  # items; above it a table is encoded block by block, and mapped
 KEPT = 2  # tables beside the one being made: a resumed run comes by those of its baselines again
 
 
@@ -34,7 +31,7 @@ def encode_table(
     Args:
         encoder: holds the weights.
         num_items: I.
-        folder: where shards of large catalogs go; the last tables made there stay.
+        folder: where tables of large catalogs go; the last ones made there stay.
         identity: what the table depends on, as JSON values.
         progress: show a progress bar.
         center: the model's, moved to the mean of the catalog's unit embeddings; for a large catalog, to that of
@@ -49,18 +46,10 @@ def encode_table(
     if center is not None:
         some = [[index] for index in range(0, num_items, -(-num_items // LARGE_CATALOG))]
         center.move(encoder.encode(some, "item", True, progress, "encoding items for their mean"))
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    key = sha256_of_json(dict(identity), sort_keys=True)[:16]
+    place = folder / f"table-{key}"
     if PartialState().is_main_process:
-        others = [each for each in folder.glob("*") if each.name != key]
+        others = [each for each in folder.glob("*") if each != place]
         for old in sorted(others, key=lambda each: each.stat().st_mtime)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)  # a table still in use stays mapped
-    return encoder.encode_items_into(TableShards(folder / key, num_items, {"run": key}), progress=progress)
-
-
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """Return the sha256 (hex) over the names and values of an adapter's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return encoder.encode_items_into(TableBlocks(place, num_items, {"run": key}), progress=progress)
