@@ -9,7 +9,7 @@ from peft_bituning.metrics.ranking import ranking_metrics, target_ranks
 
 DESCRIPTION = """
 Ranks of one target a row among the whole catalog; ties count half. Recall@k: the share of rows whose target is among
-the first k items. NDCG@k: the mean of 1 / log2(rank + 1) where it is, else 0. MRR: the mean of 1 / rank over the full list.
+the first k items. NDCG@k: the mean of 1 / log2(rank + 1) where it is, else 0. MRR: the mean of 1 / rank, of all ranks.
 """
 INPUTS = """
 Args:

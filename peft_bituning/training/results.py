@@ -1,6 +1,5 @@
 """What a run writes down beside its weights: `results.json` and where its numbers come from."""
 
-import hashlib
 import json
 import os
 import resource
@@ -28,9 +27,7 @@ def prompt_cuts(prompts: PromptEncoder, split: LeaveOneOut) -> dict[str, int]:
 
 def data_hash(data: Interactions) -> str:
     """Return the sha256 (hex) over item ids, user ids and histories, by which a resumed run knows its data."""
-    digest = hashlib.sha256(json.dumps(data.items.item_ids).encode())
-    digest.update(json.dumps([data.user_ids, data.histories]).encode())
-    return digest.hexdigest()
+    return data.content_hash
 
 
 def provenance(model: PeftModel, device: torch.device) -> dict[str, Any]:
