@@ -43,11 +43,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_counting(name: str, num_items: int, split: LeaveOneOut, histories: list[list[int]]) -> dict[str, Any]:
+def run_counting(name: str, num_items: int, split: LeaveOneOut) -> dict[str, Any]:
     """Count, then rank both splits."""
     report: dict[str, Any] = {}
-    known: tuple[tuple[Split, list[list[int]]], ...] = (("valid", split.train_sequences), ("test", histories))
-    for part, sequences in known:
+    known: dict[Split, list[list[int]]] = {"valid": split.train_sequences, "test": split.known_sequences}
+    for part, sequences in known.items():
         model = COUNTING[name](num_items).fit(sequences)
         report[part] = evaluate_ranking(history_scorer(model), split.samples(part)).metrics()
     return report
@@ -106,13 +106,11 @@ def main() -> None:
         interactions = interactions.sample_users(options.users, seed=0)
     num_items = len(interactions.items)
     split = LeaveOneOut(interactions.histories)
-    # what a user has before the test item, for the models that only count
-    histories = [list(history[:-1]) if len(history) >= 3 else list(history) for history in interactions.histories]
     results: dict[str, list[dict[str, Any]]] = {}
     started = time.monotonic()
     for name in options.models:
         if name in COUNTING:
-            results[name] = [run_counting(name, num_items, split, histories)]
+            results[name] = [run_counting(name, num_items, split)]
         else:
             results[name] = [run_trained(name, num_items, split, seed, options) for seed in options.seeds]
     print(format_table(results))

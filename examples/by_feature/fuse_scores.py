@@ -103,18 +103,15 @@ def main(argv: list[str]) -> None:
     valid, test = split.samples("valid"), split.samples("test")
     laser = laser_scorer(recommender, valid + test, arguments.batch_size, not arguments.disable_tqdm)
     rows: dict[str, Any] = {"laser": evaluate_ranking(laser, test).metrics()}
-    seen_before_test = {sample.user: list(sample.history) for sample in test}
-    before_valid = split.train_sequences
-    before_test = [seen_before_test.get(user, sequence) for user, sequence in enumerate(before_valid)]
     for name in arguments.others:
-        other = other_scorer(name, recommender, before_valid)
+        other = other_scorer(name, recommender, split.train_sequences)
         spread = spread_of(laser, valid), spread_of(other, valid)
         ndcg = {
             weight: evaluate_ranking(fused(laser, other, spread, weight), valid).metrics()["unfiltered"]["ndcg@10"]
             for weight in WEIGHTS
         }
         best = max(WEIGHTS, key=lambda weight: ndcg[weight])
-        other = other_scorer(name, recommender, before_test)
+        other = other_scorer(name, recommender, split.known_sequences)
         rows[name] = evaluate_ranking(other, test).metrics()
         both = evaluate_ranking(fused(laser, other, spread, best), test).metrics()
         rows[f"laser + {best:g} x {name}"] = {**both, "weight": best, "validation_ndcg@10": ndcg}

@@ -1,7 +1,7 @@
 """From histories to tensors: padded token ids and padded item indices."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,8 +9,7 @@ from torch import Tensor
 from .prompts import PromptEncoder
 
 
-@dataclass(frozen=True)
-class HistoryBatch:
+class HistoryBatch(NamedTuple):
     """A batch of histories.
 
     Args:
@@ -27,12 +26,7 @@ class HistoryBatch:
 
     def to(self, device: torch.device | str) -> "HistoryBatch":
         """Return the batch on another device."""
-        return HistoryBatch(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.item_indices.to(device),
-            self.item_mask.to(device),
-        )
+        return HistoryBatch(*(tensor.to(device) for tensor in self))
 
 
 class HistoryCollator:
@@ -51,7 +45,7 @@ class HistoryCollator:
 
     def length(self, history: Sequence[int], kind: str = "user") -> int:
         """Return T of a history's own row, tokens."""
-        return len(self.prompts.encode(history, kind))
+        return self.prompts.length(history, kind)
 
     def __call__(
         self,

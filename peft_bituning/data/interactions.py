@@ -1,14 +1,17 @@
 """Purchase histories: for every user, the catalog indices of his events in time order."""
 
+import hashlib
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..errors import DataError
 from .items import ItemCatalog
-from .rejects import ReadReport
-from .values import as_id, as_timestamp
+from .rejects import ReadReport, Row
+from .values import as_id, as_timestamp, shown
 
 
 class Event(NamedTuple):
@@ -28,6 +31,12 @@ class Event(NamedTuple):
     file: str = "events"
     line: int = 0
 
+    @classmethod
+    def from_row(cls, row: Row, user: str = "user_id", item: str = "item_id", order: str = "timestamp") -> "Event":
+        """Take the columns of a record that say who, what and when; what it lacks is None."""
+        record = row.record
+        return cls(record.get(user), record.get(item), record.get(order), row.file, row.line)
+
 
 class _FileOrder:
     """The order key of events that stand in time order already."""
@@ -35,6 +44,8 @@ class _FileOrder:
 
 #: Given as `Event.order`: the events of a user are in time order as they come.
 IN_FILE_ORDER = _FileOrder()
+
+_Dated = tuple[float | int, int, str, int]  # order, catalog index, file, line
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,13 @@ class Interactions:
         """Events of all users."""
         return sum(map(len, self.histories))
 
+    @cached_property
+    def content_hash(self) -> str:
+        """The sha256 (hex) over item ids, user ids and histories, by which a resumed run knows its data."""
+        digest = hashlib.sha256(json.dumps(self.items.item_ids).encode())
+        digest.update(json.dumps([self.user_ids, self.histories]).encode())
+        return digest.hexdigest()
+
     @classmethod
     def from_events(
         cls,
@@ -90,30 +108,24 @@ class Interactions:
             DataError: No event is left.
         """
         report = ReadReport() if report is None else report
-        grouped: dict[str, list[tuple[float | int, int, str, int, bool]]] = {}
+        grouped: dict[str, list[_Dated]] = {}
         for position, row in enumerate(events):
             event = row if isinstance(row, Event) else Event(*row, line=position + 1)
             user_id, item_id = as_id(event.user_id), as_id(event.item_id)
+            item = None if item_id is None else items.index.get(item_id)
+            order = position if event.order is IN_FILE_ORDER else as_timestamp(event.order, scale=scale_time)
             if user_id is None:
-                report.reject(
-                    "missing_user_id", event.file, event.line, f"no usable user id, got {_short(event.user_id)}"
-                )
+                kind, reason = "missing_user_id", f"no usable user id, got {shown(event.user_id)}"
+            elif item_id is None:
+                kind, reason = "missing_item_id", f"no usable item id, got {shown(event.item_id)}"
+            elif item is None:
+                kind, reason = "unknown_item", f"item {shown(item_id)} is not among the items"
+            elif order is None:
+                kind, reason = "bad_timestamp", f"{shown(event.order)} is not a point in time"
+            else:
+                grouped.setdefault(user_id, []).append((order, item, event.file, event.line))
                 continue
-            if item_id is None:
-                report.reject(
-                    "missing_item_id", event.file, event.line, f"no usable item id, got {_short(event.item_id)}"
-                )
-                continue
-            item = items.index.get(item_id)
-            if item is None:
-                report.reject("unknown_item", event.file, event.line, f"item {_short(item_id)} is not among the items")
-                continue
-            in_file_order = event.order is IN_FILE_ORDER
-            order = position if in_file_order else as_timestamp(event.order, scale=scale_time)
-            if order is None:
-                report.reject("bad_timestamp", event.file, event.line, f"{_short(event.order)} is not a point in time")
-                continue
-            grouped.setdefault(user_id, []).append((order, item, event.file, event.line, in_file_order))
+            report.reject(kind, event.file, event.line, reason)
         histories = [_ordered(rows, report) for rows in grouped.values()]
         if not histories:
             raise DataError(
@@ -180,27 +192,11 @@ class Interactions:
         }
 
 
-def _ordered(rows: list[tuple[float | int, int, str, int, bool]], report: ReadReport) -> tuple[int, ...]:
+def _ordered(rows: list[_Dated], report: ReadReport) -> tuple[int, ...]:
     """Order one user's events in time (the sort is stable, so ties keep file order) and reject exact duplicates."""
-    rows.sort(key=lambda row: row[0])
-    history: list[int] = []
-    seen: set[int] = set()
-    now: float | int | None = None
-    for order, item, file, line, in_file_order in rows:
-        if in_file_order:
-            history.append(item)
-            continue
-        if order != now:
-            now, seen = order, set()
-        if item in seen:
+    history: dict[tuple[float, int], int] = {}
+    for order, item, file, line in sorted(rows, key=lambda row: row[0]):
+        if (order, item) in history:
             report.reject("duplicate_event", file, line, "the user has this item at this time already")
-            continue
-        seen.add(item)
-        history.append(item)
-    return tuple(history)
-
-
-def _short(value: Any) -> str:
-    """Return a value as it is shown in a reason, not longer than a line."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+        history[order, item] = item
+    return tuple(history.values())

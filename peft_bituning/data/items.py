@@ -1,6 +1,7 @@
 """The catalog: which items exist, in a fixed order, and what is known of each."""
 
 import json
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UnknownItemError
-from .readers.text_files import Row
-from .rejects import ReadReport
+from .rejects import ReadReport, Row
 from .values import as_id, as_text
 
 _NAMED = 10
@@ -38,8 +38,7 @@ class ItemCatalog:
                 f"{len(self.item_ids)} items."
             )
         if len(self.index) != len(self.item_ids):
-            seen: set[str] = set()
-            twice = [item for item in self.item_ids if item in seen or seen.add(item)]  # type: ignore[func-returns-value]
+            twice = [item for item, number in Counter(self.item_ids).items() if number > 1]
             raise DataError(f"Item ids must be unique; given more than once: {_listed(twice)}. Keep one row of each.")
 
     def __len__(self) -> int:
@@ -178,28 +177,25 @@ class ItemCatalog:
         Raises:
             DataError: The file is missing, or a line is not what `to_jsonl` writes.
         """
-        item_ids: list[str] = []
-        attributes: list[dict[str, str]] = []
+        name = Path(path).name
+        rows: list[tuple[str, dict[str, str]]] = []
         try:
             lines = Path(path).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"The saved catalog {Path(path).name} cannot be read: {error}.") from error
+            raise DataError(f"The saved catalog {name} cannot be read: {error}.") from error
         if lines.pop():
-            raise DataError(f"The saved catalog {Path(path).name} ends in the middle of a line; copy it again.")
+            raise DataError(f"The saved catalog {name} ends in the middle of a line; copy it again.")
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{Path(path).name} line {number} is not JSON ({error}); copy the file again."
-                ) from error
+                raise DataError(f"{name} line {number} is not JSON ({error}); copy the file again.") from error
             if not isinstance(record, dict) or not all(isinstance(value, str) for value in record.values()):
-                raise DataError(f"{Path(path).name} line {number} must be an object of strings, got {line[:80]!r}.")
+                raise DataError(f"{name} line {number} must be an object of strings, got {line[:80]!r}.")
             if not record.get("item_id"):
-                raise DataError(f"{Path(path).name} line {number} has no item_id, got {line[:80]!r}.")
-            item_ids.append(record.pop("item_id"))
-            attributes.append(record)
-        return cls(tuple(item_ids), tuple(attributes))
+                raise DataError(f"{name} line {number} has no item_id, got {line[:80]!r}.")
+            rows.append((record.pop("item_id"), record))
+        return cls(tuple(item_id for item_id, _ in rows), tuple(attributes for _, attributes in rows))
 
 
 def text_attributes(record: Mapping[str, Any], id_column: str = "item_id") -> dict[str, str]:

@@ -108,29 +108,37 @@ class PromptEncoder:
             ContextLengthError: The instruction, or it and the start of one item, does not fit.
             UnknownItemError: An index is outside the catalog.
         """
-        opening = self._opening(kind)
-        bare = not self.template.instruction_for(kind)
-        room = None if self.max_length is None else self.max_length - len(opening)
-        if room is not None and room < 0:
-            raise ContextLengthError(
-                f"The instruction alone takes {len(opening)} tokens, {-room} more than max_length={self.max_length}. "
-                "Raise max_length or shorten the instruction of the template."
-            )
-        if not history:
-            return list(opening)
-        kept = [self._checked(item) for item in history]
-        if self.max_items is not None:
-            kept = kept[-self.max_items :]
-        kept = kept[len(kept) - self._number_fitting(kept, room, bare) :]
+        opening, kept, room = self._fitted(history, kind)
         if len(kept) < len(history):
             self.counts["histories_shortened"] += 1
             self.counts["items_dropped"] += len(history) - len(kept)
         tokens = list(opening)
         for number, item in enumerate(kept, start=1):
-            line, cut = self._line(item, number, bare, room if len(kept) == 1 else None)
+            line, cut = self._line(item, number, self._is_bare(kind), room)
             self.counts["items_cut"] += cut
             tokens.extend(line)
         return tokens
+
+    def length(self, history: Sequence[int], kind: str = "user") -> int:
+        """Return the number of tokens that `encode` gives, from the lengths of its pieces and without counting.
+
+        Args:
+            history: Catalog indices in time order; empty for a cold start.
+            kind: `user` or `item`.
+
+        Raises:
+            ContextLengthError: As `encode`.
+            UnknownItemError: An index is outside the catalog.
+        """
+        opening, kept, room = self._fitted(history, kind)
+        bare = self._is_bare(kind)
+        return len(opening) + sum(self._line_length(item, place, bare, room) for place, item in enumerate(kept, 1))
+
+    def over(self, items: ItemCatalog) -> "PromptEncoder":
+        """Return an encoder of the same settings over another catalog, with neither tokens nor counts of this one."""
+        return PromptEncoder(
+            self.template, self.tokenizer, items, self.max_length, self.max_items, self.max_item_tokens
+        )
 
     def twins(self) -> list[list[int]]:
         """Return the groups of items whose prompts are identical, also by cutting, and so cannot be told apart.
@@ -150,6 +158,22 @@ class PromptEncoder:
         """Number of items that share their prompt with another one."""
         return sum(len(group) for group in self.twins())
 
+    def _fitted(self, history: Sequence[int], kind: str) -> tuple[list[int], list[int], int | None]:
+        """Return the opening's tokens, the newest items that fit, and the tokens left for one that is alone."""
+        opening = self._opening(kind)
+        room = None if self.max_length is None else self.max_length - len(opening)
+        if room is not None and room < 0:
+            raise ContextLengthError(
+                f"The instruction alone takes {len(opening)} tokens, {-room} more than max_length={self.max_length}. "
+                "Raise max_length or shorten the instruction of the template."
+            )
+        kept = [self._checked(item) for item in history]
+        if self.max_items is not None:
+            kept = kept[-self.max_items :]
+        if kept:
+            kept = kept[len(kept) - self._number_fitting(kept, room, self._is_bare(kind)) :]
+        return opening, kept, room if len(kept) == 1 else None
+
     def _number_fitting(self, items: Sequence[int], room: int | None, bare: bool) -> int:
         """Return how many of the newest items fit, at least one; numbers are those after dropping."""
         if room is None:
@@ -157,29 +181,39 @@ class PromptEncoder:
         # Markers do not get longer for smaller numbers, so counting with the first one gives an upper bound.
         number, total = 0, 0
         for item in reversed(items):
-            total += len(self._line(item, 1, bare)[0])
+            total += self._line_length(item, 1, bare)
             if total > room:
                 break
             number += 1
         while number > 1:
             newest = items[len(items) - number :]
-            if sum(len(self._line(item, place, bare)[0]) for place, item in enumerate(newest, start=1)) <= room:
+            if sum(self._line_length(item, place, bare) for place, item in enumerate(newest, start=1)) <= room:
                 break
             number -= 1
         return max(number, 1)
 
     def _line(self, item: int, number: int, bare: bool, room: int | None = None) -> tuple[list[int], bool]:
         """Return the tokens of an item's line and whether its text was cut."""
-        head, body = self._head(number, bare and number == 1), self._body(item)
+        line = self._head(number, bare and number == 1) + self._body(item)
+        length = self._line_length(item, number, bare, room)
+        return line[:length], length < len(line)
+
+    def _line_length(self, item: int, number: int, bare: bool, room: int | None = None) -> int:
+        """Return the number of tokens of an item's line, cut to the limits."""
+        head, body = len(self._head(number, bare and number == 1)), len(self._body(item))
         limit = min((limit for limit in (self.max_item_tokens, room) if limit is not None), default=None)
-        if limit is None or len(head) + len(body) <= limit:
-            return head + body, False
-        if limit <= len(head):
+        if limit is None or head + body <= limit:
+            return head + body
+        if limit <= head:
             raise ContextLengthError(
-                f"{limit} tokens are left for an item, but its marker {self.template.head(number)!r} takes {len(head)} "
-                f"and its text {len(body)}. Raise max_length or max_item_tokens by {len(head) + 1 - limit} at least."
+                f"{limit} tokens are left for an item, but its marker {self.template.head(number)!r} takes {head} "
+                f"and its text {body}. Raise max_length or max_item_tokens by {head + 1 - limit} at least."
             )
-        return head + body[: limit - len(head)], True
+        return limit
+
+    def _is_bare(self, kind: str) -> bool:
+        """Say whether prompts begin with their first item."""
+        return not self.template.instruction_for(kind)
 
     def _opening(self, kind: str) -> list[int]:
         if kind not in self._openings:

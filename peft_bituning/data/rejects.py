@@ -1,12 +1,13 @@
-"""Rows that could not be used: counted by kind, named by file and line, written to a file."""
+"""Rows of sources: those that could not be used are counted by kind, named by file and line, written to a file."""
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..errors import DataError
 
@@ -17,6 +18,20 @@ HARMLESS_KINDS = frozenset({"duplicate_event", "duplicate_item"})
 
 #: Share of the rows of one file that may be rejected before reading stops.
 DEFAULT_MAX_REJECTED = 0.05
+
+
+class Row(NamedTuple):
+    """One record of a file.
+
+    Args:
+        file: Base name of the file.
+        line: Line number, from 1 (the header counts as a line).
+        record: Column to value.
+    """
+
+    file: str
+    line: int
+    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,8 +104,7 @@ class ReadReport:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("w", encoding="utf-8") as stream:
             for row in self.rejected:
-                record = {"kind": row.kind, "file": row.file, "line": row.line, "reason": row.reason}
-                stream.write(json.dumps(record) + "\n")
+                stream.write(json.dumps(asdict(row)) + "\n")
         return target
 
     def check(self, threshold: float = DEFAULT_MAX_REJECTED, rejects_path: str | Path | None = None) -> None:

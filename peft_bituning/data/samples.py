@@ -3,7 +3,7 @@
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from ..errors import ConfigurationError
 
@@ -12,6 +12,18 @@ Split = Literal["valid", "test"]
 
 _STRATEGIES = ("every_cut", "random_cut", "last_cut")
 _MIN_EVENTS = 3  # one to learn from, one to validate on, one to test on
+
+
+class HistoryAndTarget(Protocol):
+    """What ranking reads of a sample."""
+
+    @property
+    def history(self) -> Sequence[int]:
+        """Catalog indices, oldest first."""
+
+    @property
+    def target(self) -> int:
+        """Catalog index of the item that came next."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,15 @@ class LeaveOneOut:
     def train_sequences(self) -> list[list[int]]:
         """The training part of every user, aligned with the users; it may be empty."""
         return [list(self._training_part(user)) for user in range(len(self._histories))]
+
+    @property
+    def known_sequences(self) -> list[list[int]]:
+        """The training and validation events of every user, aligned with the users: all that comes before a test item.
+
+        Users who are not evaluated have their training part alone.
+        """
+        known = {user: list(self._histories[user][:-1]) for user in self._evaluated}
+        return [known.get(user, sequence) for user, sequence in enumerate(self.train_sequences)]
 
     def training_samples(self, strategy: CutStrategy = "every_cut", seed: int = 0, epoch: int = 0) -> list[Sample]:
         """Return the shuffled training samples of one epoch.

@@ -111,6 +111,12 @@ def as_text(value: Any) -> str:
     return text if text.isascii() or _is_encodable(text) else text.encode("utf-8", "replace").decode("utf-8")
 
 
+def shown(value: object) -> str:
+    """Return a value as messages show it, no longer than a line of 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _is_encodable(text: str) -> bool:
     """Say whether text can be written to a file; half a surrogate pair (from broken JSON escapes) cannot."""
     try:

@@ -12,22 +12,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.samples import HistoryAndTarget
 from ..errors import ConfigurationError, InputError
 from ..metrics import ranking_metrics, standard_errors, target_ranks
 from ..recommenders import pad_histories
 from .catalog_ranks import MAX_SCORES
-
-
-class HistoryAndTarget(Protocol):
-    """What the evaluator reads of a sample."""
-
-    @property
-    def history(self) -> Sequence[int]:
-        """Catalog indices, oldest first."""
-
-    @property
-    def target(self) -> int:
-        """Catalog index of the item that came next."""
 
 
 class HistoryRecommender(Protocol):

@@ -5,12 +5,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.samples import HistoryAndTarget
 from ..errors import ConfigurationError, DataError, NonFiniteLossError
 from ..metrics import ranking_metrics, target_ranks
 from .base import pad_histories
@@ -21,18 +22,6 @@ logger = logging.getLogger(__name__)
 # Batches are cut from pools of this many batches sorted by length: little padding, still shuffled.
 POOL_BATCHES = 16
 MAX_SCORES = 1 << 24  # held at once in validation: 64 MiB
-
-
-class HistoryAndTarget(Protocol):
-    """What fitting reads of a validation sample."""
-
-    @property
-    def history(self) -> Sequence[int]:
-        """Catalog indices, oldest first."""
-
-    @property
-    def target(self) -> int:
-        """Catalog index of the item that came next."""
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Histories in time order, rejected rows, cuts and counts."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +88,18 @@ def test_a_cut_of_users_is_seeded_and_keeps_the_catalog() -> None:
     assert read.sample_users(100) is read
     with pytest.raises(DataError, match="at least one user, got n=0"):
         read.sample_users(0)
+
+
+def test_the_hash_is_of_items_users_and_histories() -> None:
+    def content(titles: str, histories: dict[str, list[str]], source: str = "memory") -> str:
+        items = ItemCatalog.from_records([{"item_id": name, "title": titles} for name in "abc"])
+        return Interactions.from_histories(items, histories, source).content_hash
+
+    histories = {"u": ["a", "b"], "v": ["c"]}
+    expected = hashlib.sha256(b'["a", "b", "c"]' + b'[["u", "v"], [[0, 1], [2]]]').hexdigest()
+    assert content("x", histories) == content("y", histories, "elsewhere") == expected
+    others = [{"u": ["b", "a"], "v": ["c"]}, {"w": ["a", "b"], "v": ["c"]}, {"u": ["a", "b", "c"]}]
+    assert len({expected, *(content("x", other) for other in others)}) == 4
 
 
 def test_counts_describe_the_data() -> None:

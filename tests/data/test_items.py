@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_bituning.data import ItemCatalog, ReadReport
-from peft_bituning.data.readers.text_files import Row
+from peft_bituning.data.rejects import Row
 from peft_bituning.errors import DataError, UnknownItemError
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)

@@ -1,5 +1,7 @@
 """Prompts as token ids: whole items, never half of one, the instruction always."""
 
+import re
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -90,6 +92,48 @@ def test_any_limit_holds_and_only_whole_items_stay(catalog: ItemCatalog, byte_to
     else:
         assert kept == 1
         assert tokens == whole.encode(history[-1:])[:limit]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=120, deadline=None)
+@given(
+    history=st.lists(st.integers(0, 3), max_size=15),
+    name=st.sampled_from(["paper", "no_instruction", "two_instructions"]),
+    kind=st.sampled_from(["user", "item"]),
+    limits=st.tuples(
+        *[st.none() | st.integers(1, 250), st.none() | st.integers(1, 12), st.none() | st.integers(1, 40)]
+    ),
+)
+def test_the_length_is_that_of_the_tokens_and_counts_nothing(
+    catalog: ItemCatalog, tokenizer, history, name, kind, limits
+) -> None:
+    counting, encoder = (PromptEncoder(PRESETS[name], tokenizer, catalog, *limits) for _ in range(2))
+    try:
+        expected = len(counting.encode(history, kind))
+    except ContextLengthError as error:
+        with pytest.raises(ContextLengthError, match=re.escape(str(error))):
+            encoder.length(history, kind)
+    else:
+        assert encoder.length(history, kind) == expected
+        assert encoder.encode(history, kind) == counting.encode(history, kind)
+
+
+def test_lengths_are_not_counted(byte_tokenizer, catalog: ItemCatalog) -> None:
+    encoder = PromptEncoder(SHORT, byte_tokenizer, catalog, max_items=2, max_item_tokens=8)
+    before = dict(encoder.counts)
+    encoder.length(LONG_HISTORY)
+    assert encoder.counts == before
+    with pytest.raises(UnknownItemError, match="Item index 4 is outside the catalog of 4 items"):
+        encoder.length([4])
+
+
+def test_the_same_settings_over_another_catalog(byte_tokenizer, catalog: ItemCatalog) -> None:
+    encoder = PromptEncoder(SHORT, byte_tokenizer, catalog, 60, 3, 12)
+    encoder.encode(LONG_HISTORY)
+    items = ItemCatalog.from_records([{"item_id": "a", "title": "rope", "year": 1999}])
+    other = encoder.over(items)
+    expected = PromptEncoder(SHORT, byte_tokenizer, items, 60, 3, 12)
+    assert other.encode([0] * 5) == expected.encode([0] * 5) and other.counts == expected.counts
+    assert (other.items, other.fields) == (items, ("year",)) and encoder.items is catalog
 
 
 def test_a_single_item_alone_too_long_is_cut_and_counted(tokenizer, catalog: ItemCatalog) -> None:

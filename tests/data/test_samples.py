@@ -17,6 +17,11 @@ def test_last_item_tests_last_but_one_validates() -> None:
     assert split.train_sequences == [[0, 1, 2], [5], [8], [9, 10]]
 
 
+def test_known_sequences_end_before_the_test_item() -> None:
+    assert LeaveOneOut(HISTORIES).known_sequences == [[0, 1, 2, 3], [5, 6], [8], [9, 10]]
+    assert LeaveOneOut(HISTORIES, training_users=[0, 2]).known_sequences == [[0, 1, 2, 3], [5, 6], [8], []]
+
+
 def test_users_with_too_few_events_train_only_and_are_counted() -> None:
     split = LeaveOneOut(HISTORIES)
     assert split.users_not_evaluated == 2

@@ -2,16 +2,16 @@
 
 import datetime as dt
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
 from ..interactions import Event, Interactions
 from ..items import ItemCatalog
-from ..rejects import ReadReport
+from ..rejects import ReadReport, Row
 from ..values import as_id, as_text, is_missing
-from .text_files import Row, json_rows
+from .text_files import json_rows
 
 _TAG = re.compile(r"</?[a-zA-Z!][^<>]*>?")
 _SCRIPT = re.compile(r"getTime\(\)|function\s*\(|\bvar\s+\w+\s*=")
@@ -41,10 +41,32 @@ def read_amazon2018(
         Event(row.record.get("reviewerID"), row.record.get("asin"), _review_time(row.record), row.file, row.line)
         for row in rows
     ]
+    records = json_rows(Path(meta), report, python_literals=True, progress=progress)
+    return joined(events, records, _described, report, f"{Path(reviews).name} with {Path(meta).name}")
+
+
+def joined(
+    events: list[Event],
+    records: Iterable[Row],
+    describe: Callable[[Mapping[str, Any]], dict[str, Any]],
+    report: ReadReport,
+    source: str,
+) -> Interactions:
+    """Join events with the metadata of their items; that of other items is passed over.
+
+    Args:
+        events: The events.
+        records: Metadata, one row an item, in catalog order.
+        describe: Makes of a record what the catalog keeps, `item_id` and text columns.
+        report: Takes counts and rejected rows.
+        source: Where the events came from.
+
+    Raises:
+        DataError: Nothing usable is left.
+    """
     bought = {item for item in (as_id(event.item_id) for event in events) if item is not None}
-    described = json_rows(Path(meta), report, python_literals=True, progress=progress)
-    items = ItemCatalog.from_rows(_described(described), report, keep=bought)
-    return Interactions.from_events(items, events, report, f"{Path(reviews).name} with {Path(meta).name}")
+    rows = (row._replace(record=describe(row.record)) for row in records)
+    return Interactions.from_events(ItemCatalog.from_rows(rows, report, keep=bought), events, report, source)
 
 
 def find_amazon2018(folder: str | Path) -> tuple[Path, Path]:
@@ -96,17 +118,14 @@ def category_path(value: Any) -> str:
     return " ".join(filter(None, (as_text(name) for name in path[1:] if "<" not in str(name))))
 
 
-def _described(rows: Iterator[Row]) -> Iterator[Row]:
-    for row in rows:
-        record = row.record
-        categories = record.get("categories") if is_missing(record.get("category")) else record.get("category")
-        described = {
-            "item_id": record.get("asin"),
-            "title": clean_title(record.get("title")),
-            "brand": clean_brand(record.get("brand")),
-            "category": category_path(categories),
-        }
-        yield row._replace(record=described)
+def _described(record: Mapping[str, Any]) -> dict[str, Any]:
+    categories = record.get("categories") if is_missing(record.get("category")) else record.get("category")
+    return {
+        "item_id": record.get("asin"),
+        "title": clean_title(record.get("title")),
+        "brand": clean_brand(record.get("brand")),
+        "category": category_path(categories),
+    }
 
 
 def _review_time(record: Mapping[str, Any]) -> Any:

@@ -3,8 +3,8 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +13,34 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 
 from ...errors import DataError
 from ..interactions import Event, Interactions
-from ..items import ItemCatalog
 from ..rejects import ReadReport
 from ..values import as_id
-from .amazon import category_path, clean_brand, clean_title
-from .text_files import Row, json_rows, require_columns, table_rows
+from .amazon import category_path, clean_brand, clean_title, joined
+from .text_files import json_rows, table_rows
 
 logger = logging.getLogger(__name__)
 
 REPOSITORY = "McAuley-Lab/Amazon-Reviews-2023"
 REVISION = "2aa726ef444e72c6a1364c4baa0bcdfb1de55db6"
 
+# fmt: off
 #: The 33 categories of the data set, and its rest.
 CATEGORIES = (
-    "All_Beauty",
-    "Amazon_Fashion",
-    "Appliances",
-    "Arts_Crafts_and_Sewing",
-    "Automotive",
-    "Baby_Products",
-    "Beauty_and_Personal_Care",
-    "Books",
-    "CDs_and_Vinyl",
-    "Cell_Phones_and_Accessories",
-    "Clothing_Shoes_and_Jewelry",
-    "Digital_Music",
-    "Electronics",
-    "Gift_Cards",
-    "Grocery_and_Gourmet_Food",
-    "Handmade_Products",
-    "Health_and_Household",
-    "Health_and_Personal_Care",
-    "Home_and_Kitchen",
-    "Industrial_and_Scientific",
-    "Kindle_Store",
-    "Magazine_Subscriptions",
-    "Movies_and_TV",
-    "Musical_Instruments",
-    "Office_Products",
-    "Patio_Lawn_and_Garden",
-    "Pet_Supplies",
-    "Software",
-    "Sports_and_Outdoors",
-    "Subscription_Boxes",
-    "Tools_and_Home_Improvement",
-    "Toys_and_Games",
-    "Video_Games",
-    "Unknown",
+    "All_Beauty", "Amazon_Fashion", "Appliances", "Arts_Crafts_and_Sewing", "Automotive", "Baby_Products",
+    "Beauty_and_Personal_Care", "Books", "CDs_and_Vinyl", "Cell_Phones_and_Accessories",
+    "Clothing_Shoes_and_Jewelry", "Digital_Music", "Electronics", "Gift_Cards", "Grocery_and_Gourmet_Food",
+    "Handmade_Products", "Health_and_Household", "Health_and_Personal_Care", "Home_and_Kitchen",
+    "Industrial_and_Scientific", "Kindle_Store", "Magazine_Subscriptions", "Movies_and_TV", "Musical_Instruments",
+    "Office_Products", "Patio_Lawn_and_Garden", "Pet_Supplies", "Software", "Sports_and_Outdoors",
+    "Subscription_Boxes", "Tools_and_Home_Improvement", "Toys_and_Games", "Video_Games", "Unknown",
 )
 
 #: Categories whose five-core split upstream does not offer.
-WITHOUT_SPLIT = frozenset(
-    {
-        "Amazon_Fashion",
-        "Appliances",
-        "Digital_Music",
-        "Handmade_Products",
-        "Health_and_Personal_Care",
-        "Subscription_Boxes",
-    }
-)
+WITHOUT_SPLIT = frozenset((
+    "Amazon_Fashion", "Appliances", "Digital_Music", "Handmade_Products", "Health_and_Personal_Care",
+    "Subscription_Boxes",
+))
+# fmt: on
 
 _CORE = 5
 
@@ -102,19 +70,16 @@ def read_amazon2023(
     """
     if category not in CATEGORIES:
         raise DataError(f"Amazon-Reviews-2023 has no category {category!r}. It has: {', '.join(CATEGORIES)}.")
-    find = partial(_found, root=None if root is None else Path(root), download=download)
-    fetch = partial(_fetched, find=find)
-    events = [] if category in WITHOUT_SPLIT else _split_events(category, report, find, progress)
+    files = _Repository(None if root is None else Path(root), download)
+    events = [] if category in WITHOUT_SPLIT else _split_events(category, report, files, progress)
     if not events:
         logger.warning("%s has no five-core split; cutting its raw reviews to five events a user and item.", category)
-        events = _core_events(category, report, fetch, progress)
-    bought = {item for item in (as_id(event.item_id) for event in events) if item is not None}
-    meta = fetch(f"raw/meta_categories/meta_{category}.jsonl")
-    items = ItemCatalog.from_rows(_described(json_rows(meta, report, progress=progress)), report, keep=bought)
-    return Interactions.from_events(items, events, report, f"Amazon-Reviews-2023 {category} ({REVISION[:8]})")
+        events = _core_events(category, report, files, progress)
+    records = json_rows(files.fetch(f"raw/meta_categories/meta_{category}.jsonl"), report, progress=progress)
+    return joined(events, records, _described, report, f"Amazon-Reviews-2023 {category} ({REVISION[:8]})")
 
 
-def core(pairs: list[tuple[str, str]], size: int = _CORE) -> list[int]:
+def core(pairs: Sequence[tuple[Any, Any]], size: int = _CORE) -> list[int]:
     """Return which (user, item) pairs are left when every user and item must have `size` of them.
 
     Args:
@@ -134,81 +99,72 @@ def core(pairs: list[tuple[str, str]], size: int = _CORE) -> list[int]:
         left = fit
 
 
-def _split_events(category: str, report: ReadReport, find: Callable[[str], Path | None], progress: bool) -> list[Event]:
+@dataclass(frozen=True)
+class _Repository:
+    """The files of the data set: in a local folder, or downloaded where that is None."""
+
+    root: Path | None
+    download: Callable[..., str]
+
+    def find(self, filename: str) -> Path | None:
+        """Return the local path of a file, or `None` if there is none of that name."""
+        if self.root is not None:
+            places = (self.root / filename, self.root / Path(filename).name)
+            return next((path for path in places if path.is_file()), None)
+        try:
+            return Path(self.download(repo_id=REPOSITORY, filename=filename, repo_type="dataset", revision=REVISION))
+        except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                return None
+            raise DataError(
+                f"{filename} of {REPOSITORY} cannot be fetched from the Hub. Check the connection, or download the "
+                "files and name their folder with root=."
+            ) from error
+
+    def fetch(self, filename: str) -> Path:
+        """Return the local path of a file that must be there."""
+        path = self.find(filename)
+        if path is None:
+            raise DataError(
+                f"There is no file {filename} of {REPOSITORY} at {REVISION[:8]}. Put it into the folder of root=."
+            )
+        return path
+
+
+def _split_events(category: str, report: ReadReport, files: _Repository, progress: bool) -> list[Event]:
+    """Read the parts of the published split; there are no events where a part is missing or empty."""
+    columns = ("user_id", "parent_asin", "timestamp")
     events: list[Event] = []
     for part in ("train", "valid", "test"):
-        path = find(f"benchmark/5core/last_out/{category}.{part}.csv")
+        path = files.find(f"benchmark/5core/last_out/{category}.{part}.csv")
         if path is None or path.stat().st_size == 0:
             return []
-        check = partial(require_columns, required=("user_id", "parent_asin", "timestamp"))
-        events += [
-            Event(row.record["user_id"], row.record["parent_asin"], row.record["timestamp"], row.file, row.line)
-            for row in table_rows(path, report, check, progress=progress)
-        ]
+        events += [Event.from_row(row, *columns) for row in table_rows(path, report, columns, progress=progress)]
     return events
 
 
-def _core_events(category: str, report: ReadReport, fetch: Callable[[str], Path], progress: bool) -> list[Event]:
-    events: list[Event] = []
-    for row in json_rows(fetch(f"raw/review_categories/{category}.jsonl"), report, progress=progress):
-        record = row.record
-        event = Event(as_id(record.get("user_id")), as_id(record.get("parent_asin")), record.get("timestamp"), *row[:2])
-        if event.user_id is None or event.item_id is None:
-            kind = "missing_user_id" if event.user_id is None else "missing_item_id"
-            report.reject(kind, row.file, row.line, "no usable id")
-        else:
-            events.append(event)
-    left = core([(event.user_id, event.item_id) for event in events])
-    report.note("below_five_core", len(events) - len(left))
+def _core_events(category: str, report: ReadReport, files: _Repository, progress: bool) -> list[Event]:
+    """Cut the raw reviews to the core; those without ids stay, to be rejected with all other events."""
+    path = files.fetch(f"raw/review_categories/{category}.jsonl")
+    rows = json_rows(path, report, progress=progress)
+    events = [Event.from_row(row, "user_id", "parent_asin") for row in rows]
+    pairs = [(as_id(event.user_id), as_id(event.item_id)) for event in events]
+    known = [place for place, pair in enumerate(pairs) if None not in pair]
+    left = core([pairs[place] for place in known])
+    report.note("below_five_core", len(known) - len(left))
     if not left:
         raise DataError(f"{category} has no user and item with five events each; take another category.")
-    return [events[place] for place in left]
+    unknown = [event for event, pair in zip(events, pairs, strict=True) if None in pair]
+    return unknown + [events[known[place]] for place in left]
 
 
-def _found(filename: str, *, root: Path | None, download: Callable[..., str]) -> Path | None:
-    """Return the local path of a file of the repository, or `None` if there is none of that name.
-
-    Raises:
-        DataError: The Hub cannot be reached.
-    """
-    if root is not None:
-        return next((path for path in (root / filename, root / Path(filename).name) if path.is_file()), None)
-    try:
-        return Path(download(repo_id=REPOSITORY, filename=filename, repo_type="dataset", revision=REVISION))
-    except LocalEntryNotFoundError as error:
-        raise DataError(_unreachable(filename)) from error
-    except EntryNotFoundError:
-        return None
-    except (HfHubHTTPError, OSError) as error:
-        raise DataError(_unreachable(filename)) from error
-
-
-def _fetched(filename: str, *, find: Callable[[str], Path | None]) -> Path:
-    path = find(filename)
-    if path is None:
-        raise DataError(
-            f"There is no file {filename} of {REPOSITORY} at {REVISION[:8]}. Put it into the folder of root=."
-        )
-    return path
-
-
-def _unreachable(filename: str) -> str:
-    return (
-        f"{filename} of {REPOSITORY} cannot be fetched from the Hub. Check the connection, or download the files and "
-        "name their folder with root=."
-    )
-
-
-def _described(rows: Iterator[Row]) -> Iterator[Row]:
-    for row in rows:
-        record = row.record
-        described = {
-            "item_id": record.get("parent_asin"),
-            "title": clean_title(record.get("title")),
-            "brand": clean_brand(_details(record).get("Brand")) or clean_brand(record.get("store")),
-            "category": category_path(record.get("categories")),
-        }
-        yield row._replace(record=described)
+def _described(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "item_id": record.get("parent_asin"),
+        "title": clean_title(record.get("title")),
+        "brand": clean_brand(_details(record).get("Brand")) or clean_brand(record.get("store")),
+        "category": category_path(record.get("categories")),
+    }
 
 
 def _details(record: Mapping[str, Any]) -> Mapping[str, Any]:

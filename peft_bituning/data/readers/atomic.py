@@ -1,5 +1,6 @@
 """Atomic files: tab-separated tables with typed headers, as RecBole and UniSRec write them."""
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 from ...errors import DataError
 from ..interactions import Event, Interactions
 from ..items import ItemCatalog
-from ..rejects import ReadReport
-from .text_files import Row, require_columns, table_rows, text_lines
+from ..rejects import ReadReport, Row
+from .text_files import require_columns, table_rows, text_lines
 from .unisrec import CutHistories, split_texts
 
 #: RecBole's names for what we call otherwise; `movie_title` and the like are the title.
@@ -60,86 +61,68 @@ def read_atomic(
         fallback_encoding=fallback_encoding,
         progress=progress,
     )
-    name = source or prefix.name
-    inter = _with_ending(prefix, ".inter")
-    parts = [inter] if inter.is_file() else [_with_ending(prefix, f".{split}.inter") for split in _SPLITS]
+    inter = Path(f"{prefix}.inter")
+    parts = [inter] if inter.is_file() else [Path(f"{prefix}.{split}.inter") for split in _SPLITS]
     if len(parts) > 1 and "item_id_list" in _columns(parts[0], fallback_encoding):
         cuts = CutHistories(report)
         for part in parts:
-            check = partial(require_columns, required=("user_id", "item_id_list", "item_id"))
-            for row in rows(part, check_columns=check):
+            for row in rows(path=part, required=("user_id", "item_id_list", "item_id")):
                 cuts.add(row, training=part is parts[0])
-        user_ids = _original_ids(_with_ending(prefix, ".user2index"), report)
-        item_ids = _original_ids(_with_ending(prefix, ".item2index"), report)
-        if _with_ending(prefix, ".text").is_file():
-            items = _text_catalog(prefix, report, item_ids, fallback_encoding, progress)
+        user_ids = _original_ids(Path(f"{prefix}.user2index"), report)
+        item_ids = _original_ids(Path(f"{prefix}.item2index"), report)
+        text = Path(f"{prefix}.text")
+        if text.is_file():
+            items = _text_catalog(text, report, item_ids, fallback_encoding, progress)
         else:
-            items = _item_catalog(_with_ending(prefix, ".item"), report, rows)
+            items = _item_catalog(prefix, report, rows)
         events: Iterator[Event] = cuts.events(user_ids, item_ids)
     else:
-        items = _item_catalog(_with_ending(prefix, ".item"), report, rows)
-        check = partial(require_columns, required=("user_id", "item_id", "timestamp"))
-        events = (
-            Event(row.record["user_id"], row.record["item_id"], row.record["timestamp"], row.file, row.line)
-            for part in parts
-            for row in rows(part, check_columns=check)
-        )
-    return Interactions.from_events(items, events, report, name)
+        items = _item_catalog(prefix, report, rows)
+        columns = ("user_id", "item_id", "timestamp")
+        events = (Event.from_row(row, *columns) for part in parts for row in rows(path=part, required=columns))
+    return Interactions.from_events(items, events, report, source or prefix.name)
 
 
 def _prefix(path: Path) -> Path:
     """Return folder and name of the data set, without any ending."""
     if not path.is_dir():
-        if not any(_with_ending(path, ending).is_file() for ending in (".inter", ".train.inter")):
+        if not any(Path(f"{path}{ending}").is_file() for ending in (".inter", ".train.inter")):
             raise DataError(
                 f"There is neither a folder {path} nor a file {path.name}.inter or {path.name}.train.inter."
             )
         return path
-    names = {file.name.removesuffix(".inter") for file in path.glob("*.inter")}
-    names = {name.removesuffix(f".{split}") for name in names for split in _SPLITS if name.endswith(f".{split}")} | {
-        name for name in names if not name.endswith(tuple(f".{split}" for split in _SPLITS))
-    }
+    ending = re.compile(rf"(\.({'|'.join(_SPLITS)}))?\.inter$")
+    names = sorted({ending.sub("", file.name) for file in path.glob("*.inter")})
     if len(names) != 1:
-        found = ", ".join(sorted(names)) or "none"
+        found = ", ".join(names) or "none"
         raise DataError(f"{path} must hold the .inter files of one data set, found {found}. Name one as FOLDER/NAME.")
-    return path / names.pop()
+    return path / names[0]
 
 
-def _with_ending(prefix: Path, ending: str) -> Path:
-    return prefix.with_name(prefix.name + ending)
-
-
-def _columns(path: Path, fallback_encoding: str | None) -> list[str]:
-    """Return the column names of a typed header."""
+def _columns(path: Path, fallback_encoding: str | None) -> dict[str, str]:
+    """Return the column names of a typed header, with their types."""
     header = next(text_lines(path, ReadReport(), fallback_encoding=fallback_encoding), (0, ""))[1]
-    return [name.split(":")[0] for name in header.split("\t")]
+    return {name: kind for name, _, kind in (column.partition(":") for column in header.split("\t"))}
 
 
-def _item_catalog(path: Path, report: ReadReport, rows: Callable[..., Iterator[Row]]) -> ItemCatalog:
+def _item_catalog(prefix: Path, report: ReadReport, rows: Callable[..., Iterator[Row]]) -> ItemCatalog:
     """Read a RecBole item file: its text columns, under our names."""
-    header = next(text_lines(path, ReadReport(), fallback_encoding="latin-1"), (0, ""))[1]
-    text = [name for name, _, kind in (column.partition(":") for column in header.split("\t")) if "float" not in kind]
-    has_title = "title" in text
-
-    def renamed(name: str) -> str:
-        target = RENAMED.get(name, name)
-        return name if target == "title" and has_title else target
-
-    check = partial(require_columns, required=("item_id",))
-    return ItemCatalog.from_rows(
-        (
-            row._replace(record={renamed(name): row.record[name] for name in text})
-            for row in rows(path, check_columns=check)
-        ),
-        report,
+    path = Path(f"{prefix}.item")
+    text = [name for name, kind in _columns(path, "latin-1").items() if "float" not in kind]
+    names = {name: RENAMED.get(name, name) for name in text}
+    if "title" in text:
+        names = {name: name if new == "title" else new for name, new in names.items()}
+    described = (
+        row._replace(record={new: row.record[name] for name, new in names.items()})
+        for row in rows(path=path, required=("item_id",))
     )
+    return ItemCatalog.from_rows(described, report)
 
 
 def _text_catalog(
-    prefix: Path, report: ReadReport, item_ids: dict[str, str] | None, fallback_encoding: str | None, progress: bool
+    path: Path, report: ReadReport, item_ids: dict[str, str] | None, fallback_encoding: str | None, progress: bool
 ) -> ItemCatalog:
     """Read a UniSRec text file; with an index of items, the catalog is in its order."""
-    path = _with_ending(prefix, ".text")
     places = {} if item_ids is None else {item: place for place, item in enumerate(item_ids.values())}
     found: list[tuple[int, str, str]] = []
     lines = text_lines(path, report, fallback_encoding=fallback_encoding, progress=progress, count_from=2)

@@ -1,14 +1,14 @@
 """A folder of `items.jsonl` and `interactions.csv`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
 from ...errors import DataError
 from ..interactions import Event, Interactions
 from ..items import ItemCatalog
-from ..rejects import ReadReport
-from .text_files import json_rows, require_columns, table_rows
+from ..rejects import ReadReport, Row
+from .text_files import json_rows, table_rows
 
 #: Columns that say when; where a table has both, the first counts.
 TIME_COLUMNS = ("timestamp", "order")
@@ -36,19 +36,40 @@ def read_folder(
         raise DataError(f"There is no folder {folder}. It must hold items.jsonl and interactions.csv.")
     rows = json_rows(folder / "items.jsonl", report, fallback_encoding=fallback_encoding, progress=progress)
     items = ItemCatalog.from_rows(rows, report)
-    time_column = ""
-
-    def check(found: Sequence[str], file: str) -> None:
-        nonlocal time_column
-        require_columns(found, file, ("user_id", "item_id"), TIME_COLUMNS)
-        time_column = next(name for name in TIME_COLUMNS if name in found)
-
     table = table_rows(
-        folder / "interactions.csv", report, check, fallback_encoding=fallback_encoding, progress=progress
+        folder / "interactions.csv",
+        report,
+        ("user_id", "item_id"),
+        TIME_COLUMNS,
+        fallback_encoding=fallback_encoding,
+        progress=progress,
     )
-    first = list(islice(table, 1))  # reads the header, so that the time column is known
-    events = (
-        Event(row.record["user_id"], row.record["item_id"], row.record[time_column], row.file, row.line)
-        for row in chain(first, table)
-    )
-    return Interactions.from_events(items, events, report, folder.name, scale_time=time_column == "timestamp")
+    return timed_interactions(items, table, report, folder.name)
+
+
+def timed_interactions(
+    items: ItemCatalog,
+    rows: Iterator[Row],
+    report: ReadReport,
+    source: str,
+    columns: tuple[str, str] = ("user_id", "item_id"),
+    time_columns: Sequence[str] = TIME_COLUMNS,
+) -> Interactions:
+    """Read events out of rows, by the first of the time columns that they have.
+
+    Args:
+        items: The catalog.
+        rows: One row an event.
+        report: Takes counts and rejected rows.
+        source: Where the events came from.
+        columns: Columns of user ids and of item ids.
+        time_columns: Columns that say when; one named `order` holds plain numbers.
+
+    Raises:
+        DataError: No event is usable.
+    """
+    first = list(islice(rows, 1))  # reads the header, so that the time column is known
+    found = [name for row in first for name in time_columns if name in row.record]
+    time = found[0] if found else time_columns[0]
+    events = (Event.from_row(row, *columns, time) for row in chain(first, rows))
+    return Interactions.from_events(items, events, report, source, scale_time=time != "order")

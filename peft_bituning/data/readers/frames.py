@@ -1,16 +1,15 @@
 """Tables in memory: pandas data frames, `datasets` data sets, iterables of dictionaries."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..interactions import Event, Interactions
+from ..interactions import Interactions
 from ..items import ItemCatalog
-from ..rejects import DEFAULT_MAX_REJECTED, ReadReport, settled_report
-from .folder import TIME_COLUMNS
-from .text_files import Row, require_columns
+from ..rejects import DEFAULT_MAX_REJECTED, ReadReport, Row, settled_report
+from .folder import TIME_COLUMNS, timed_interactions
+from .text_files import require_columns
 
 
 def interactions_from_tables(
@@ -50,13 +49,7 @@ def interactions_from_tables(
             items = ItemCatalog.from_rows(_rows(items, "items", report, (id_column,)), report, id_column)
         choices = TIME_COLUMNS if time_column is None else (time_column,)
         rows = _rows(interactions, "interactions", report, (user_column, item_column), choices)
-        first = next(rows)
-        chosen = next(name for name in choices if name in first.record)
-        events = (
-            Event(row.record.get(user_column), row.record.get(item_column), row.record.get(chosen), row.file, row.line)
-            for row in chain([first], rows)
-        )
-        read = Interactions.from_events(items, events, report, source, scale_time=chosen != "order")
+        read = timed_interactions(items, rows, report, source, (user_column, item_column), choices)
     return read
 
 

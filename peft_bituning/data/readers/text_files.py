@@ -5,32 +5,19 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, cast
 
 from tqdm.auto import tqdm
 
 from ...errors import DataError
-from ..rejects import ReadReport
+from ..rejects import ReadReport, Row
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
 _LINES_PER_TICK = 4096
-
-
-class Row(NamedTuple):
-    """One record of a file.
-
-    Args:
-        file: Base name of the file.
-        line: Line number, from 1 (the header counts as a line).
-        record: Column to value.
-    """
-
-    file: str
-    line: int
-    record: Mapping[str, Any]
 
 
 def text_lines(
@@ -127,7 +114,8 @@ def json_rows(
 def table_rows(
     path: Path,
     report: ReadReport,
-    check_columns: Callable[[Sequence[str], str], None],
+    required: Sequence[str],
+    any_of: Sequence[str] = (),
     *,
     delimiter: str = ",",
     typed_header: bool = False,
@@ -142,11 +130,15 @@ def table_rows(
     Args:
         path: The file, gzipped or not.
         report: Takes counts and rejected rows.
-        check_columns: Called with the column names and the file's name before the first row; raises if they are wrong.
+        required: Columns that the table must have.
+        any_of: Columns of which it must have one; none where this is empty.
         delimiter: What stands between values; quotes have a meaning only beside commas.
         typed_header: Column names carry a type behind a colon, which is taken off.
         fallback_encoding: See `text_lines`.
         progress: Show a progress bar.
+
+    Raises:
+        DataError: The file holds no header, or a column is missing.
     """
     columns: list[str] | None = None
     lines = text_lines(path, report, fallback_encoding=fallback_encoding, progress=progress, count_from=2)
@@ -158,7 +150,7 @@ def table_rows(
             continue
         if columns is None:
             columns = [name.strip().split(":")[0] if typed_header else name.strip() for name in values]
-            check_columns(columns, path.name)
+            require_columns(columns, path.name, required, any_of)
         elif len(values) != len(columns):
             report.reject("wrong_column_count", path.name, number, f"{len(values)} values for {len(columns)} columns")
         else:
@@ -188,12 +180,7 @@ def _split(text: str, delimiter: str) -> list[str]:
 
 
 def _decoded(data: bytes, fallback_encoding: str | None) -> str | None:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        if fallback_encoding is None:
-            return None
-    try:
-        return data.decode(fallback_encoding)
-    except UnicodeDecodeError:
-        return None
+    for encoding in filter(None, ("utf-8", fallback_encoding)):
+        with suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    return None

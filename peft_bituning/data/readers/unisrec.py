@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..interactions import IN_FILE_ORDER, Event
-from ..rejects import ReadReport
-from .text_files import Row
+from ..rejects import ReadReport, Row
 
 #: First element of the category path of every item, by Amazon 2018 domain.
 AMAZON_ROOTS = (

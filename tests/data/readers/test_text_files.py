@@ -1,7 +1,6 @@
 """Lines, JSON objects and tables out of files that are not as they should be."""
 
 import gzip
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from peft_bituning.data import ReadReport
 from peft_bituning.data.readers.text_files import json_rows, require_columns, table_rows, text_lines
 from peft_bituning.errors import DataError
 
-CHECK = partial(require_columns, required=("user_id", "item_id"))
+COLUMNS = ("user_id", "item_id")
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -42,7 +41,7 @@ def test_missing_and_empty_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="f.txt is empty"):
         list(text_lines(write(tmp_path / "f.txt", b""), ReadReport()))
     with pytest.raises(DataError, match="f.txt holds no header"):
-        list(table_rows(write(tmp_path / "f.txt", b"\n\n"), ReadReport(), CHECK))
+        list(table_rows(write(tmp_path / "f.txt", b"\n\n"), ReadReport(), COLUMNS))
 
 
 def test_broken_json_lines_are_rejected_with_their_number(tmp_path: Path) -> None:
@@ -63,23 +62,23 @@ def test_python_literals_are_read_where_asked_for_and_nothing_is_run(tmp_path: P
 def test_other_encodings_are_rejected_unless_declared(tmp_path: Path) -> None:
     path = write(tmp_path / "f.csv", "user_id,item_id\nu,caf\u00e9\nu,th\u00e9\n".encode("latin-1") + "u,é\n".encode())
     report = ReadReport()
-    assert [row.line for row in table_rows(path, report, CHECK)] == [4]
+    assert [row.line for row in table_rows(path, report, COLUMNS)] == [4]
     assert report.counts == {"bad_encoding": 2}
     declared = ReadReport()
-    rows = table_rows(path, declared, CHECK, fallback_encoding="latin-1")
+    rows = table_rows(path, declared, COLUMNS, fallback_encoding="latin-1")
     assert [row.record["item_id"] for row in rows] == ["café", "thé", "é"]
     assert declared.counts == {}
 
 
 def test_a_header_that_is_no_text_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"header of f.csv is not UTF-8.*fallback_encoding"):
-        list(table_rows(write(tmp_path / "f.csv", "user_id,é".encode("latin-1")), ReadReport(), CHECK))
+        list(table_rows(write(tmp_path / "f.csv", "user_id,é".encode("latin-1")), ReadReport(), COLUMNS))
 
 
 def test_rows_of_a_table(tmp_path: Path) -> None:
     report = ReadReport()
     text = b'user_id, item_id\n"a,b",007\nu\nu,i,1\n"u,i\nv,i\n'
-    rows = list(table_rows(write(tmp_path / "f.csv", text), report, CHECK))
+    rows = list(table_rows(write(tmp_path / "f.csv", text), report, COLUMNS))
     assert [(row.line, dict(row.record)) for row in rows] == [
         (2, {"user_id": "a,b", "item_id": "007"}),
         (6, {"user_id": "v", "item_id": "i"}),

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from peft_bituning.data import Interactions, ReadReport
 from peft_bituning.data.readers.atomic import read_atomic
-from peft_bituning.data.readers.text_files import Row
 from peft_bituning.data.readers.unisrec import CutHistories, split_texts
+from peft_bituning.data.rejects import Row
 from peft_bituning.errors import DataError
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"

@@ -1,1 +1,0 @@
-"""Mean reciprocal rank as an `evaluate` module."""

@@ -1,1 +1,0 @@
-"""NDCG@k as an `evaluate` module."""

@@ -1,1 +1,0 @@
-"""Recall@k as an `evaluate` module."""
