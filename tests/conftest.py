@@ -139,13 +139,15 @@ def tiny_arguments() -> Callable[..., LaserArguments]:
             "stage1_epochs": 1,
             "stage2_epochs": 1,
             "cuts": "last_cut",
+            "per_device_train_batch_size": 8,
             "learning_rate": 5e-3,
-            "recommender": "sasrec",
-            "recommender_epochs": 2,
+            "stage2_learning_rate": None,
+            "id_recommender": "sasrec",
+            "id_recommender_epochs": 2,
             "logging_steps": 1,
             "disable_tqdm": True,
         }
-        return LaserArguments(output_dir=str(output_dir), **{**settings, **changes})  # type: ignore[arg-type]
+        return LaserArguments.paper(str(output_dir), **{**settings, **changes})  # type: ignore[arg-type]
 
     return make
 

@@ -26,6 +26,7 @@ from bench.comparison.cells import alone_in
 from bench.methods import Trial, forget_checkpoints
 from bench.methods.candidate_answers import METHODS, run_answers
 from bench.methods.candidate_methods import ARGUMENTS
+from peft_bituning.training.results import data_hash
 from transformers import HfArgumentParser
 
 from peft_bituning.artifacts import write_whole
@@ -34,7 +35,6 @@ from peft_bituning.data import Interactions, LeaveOneOut, load_interactions
 from peft_bituning.errors import BiTuningError, CheckpointError, ConfigurationError
 from peft_bituning.launch import use_all_cores
 from peft_bituning.training import LaserArguments
-from peft_bituning.training.results import data_hash
 
 TABLE, CELL_FILE, SHARED = "candidates", "cell.json", "shared"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -21,7 +21,7 @@ def made_by(recommender: LaserRecommender) -> dict[str, Any]:
     """
     base, settings = recommender.base, recommender.settings
     adapter = get_peft_model_state_dict(recommender.model, adapter_name=USER_ADAPTER, save_embedding_layers=False)
-    frozen, index = recommender.recommender, recommender.index
+    frozen, index = recommender.id_recommender, recommender.index
     return {
         "base_model": base.name,
         "base_model_revision": base.revision,

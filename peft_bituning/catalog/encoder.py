@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from ..data.collator import HistoryBatch, HistoryCollator
 from ..data.items import ItemCatalog
-from ..data.prompts import PromptEncoder
 from ..errors import ArtifactError, ConfigurationError, InputError
 from ..recommenders.base import IDRecommender
 from ..tuners.rows.common_start import keep_starts
@@ -273,17 +272,7 @@ class HistoryEncoder:
 
     def _encode_block(self, items: range, distributed: bool, autocast: torch.dtype | None, progress: bool) -> Tensor:
         prompts = self.collator.prompts
-        encoder = copy(self)
-        encoder.collator = copy(self.collator)
-        # anew for every block: it keeps the tokens of each item that it ever saw
-        encoder.collator.prompts = PromptEncoder(
-            prompts.template,
-            prompts.tokenizer,
-            prompts.items,
-            prompts.max_length,
-            prompts.max_items,
-            prompts.max_item_tokens,
-        )
+        encoder = self.over(prompts.items)  # anew for every block: it keeps the tokens of each item that it ever saw
         label = f"items {items.start} to {items.stop - 1}"
         with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
             embeddings = encoder.encode([[item] for item in items], "item", distributed, progress, label)

@@ -61,12 +61,6 @@ class PromptEncoder:
         self._heads: dict[tuple[int, bool], list[int]] = {}
         self._openings: dict[str, list[int]] = {}
 
-    def over(self, items: ItemCatalog) -> "PromptEncoder":
-        """Return a prompt encoder of the same settings over another catalog, which has seen no item yet."""
-        return PromptEncoder(
-            self.template, self.tokenizer, items, self.max_length, self.max_items, self.max_item_tokens
-        )
-
     def reset_counts(self) -> None:
         """Set the counts to zero.
 

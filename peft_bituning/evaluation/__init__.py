@@ -2,6 +2,7 @@
 
 from .catalog_ranks import catalog_ranks
 from .evaluator import HistoryScorer, RankingReport, evaluate_ranking, history_scorer, rank_batches
+from .users import rank_users
 
 __all__ = [
     "HistoryScorer",
@@ -10,4 +11,5 @@ __all__ = [
     "evaluate_ranking",
     "history_scorer",
     "rank_batches",
+    "rank_users",
 ]

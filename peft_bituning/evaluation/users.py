@@ -8,7 +8,8 @@ import torch
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
 from ..data.samples import Sample
-from ..evaluation import RankingReport, catalog_ranks, rank_batches
+from .catalog_ranks import catalog_ranks
+from .evaluator import RankingReport, rank_batches
 
 USERS_A_PASS = 1024
 

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from ..artifacts import whole_file, write_whole
+from ..assembly import refuse_adapter
 from ..base_models import BaseModel
+from ..catalog.encoder import HistoryEncoder
+from ..catalog.history_settings import HistorySettings
 from ..catalog.item_table import ItemTable
 from ..data import ItemCatalog, PromptTemplate
 from ..errors import ArtifactError, ConfigurationError, DataError
 from ..recommenders import IDRecommender, load_recommender
-from ..tuners.bituning.model import LAYER_NAME
 from .card import write_card
 from .manifest import MANIFEST_FILE, check_manifest, write_manifest
 
@@ -66,6 +69,42 @@ class LaserSettings:
     item_collaborative: str = "history"
     format_version: int = FORMAT_VERSION
 
+    @classmethod
+    def of(cls, base: BaseModel, encoder: HistoryEncoder, table: ItemTable, results: dict[str, Any]) -> "LaserSettings":
+        """Say what a recommender remembers.
+
+        Args:
+            base: the language model.
+            encoder: encodes users and items.
+            table: the item table.
+            results: metrics and counts, as `fit` measured them.
+        """
+        prompts, known = encoder.collator.prompts, encoder.id_recommender
+        return cls(
+            base_model={
+                "name": base.name,
+                "revision": base.revision,
+                "fingerprint": base.fingerprint(),
+                "is_local": base.is_local,
+            },
+            max_length=prompts.max_length or encoder.settings.max_length,
+            max_history=prompts.max_items,
+            max_item_tokens=prompts.max_item_tokens,
+            max_collaborative_items=encoder.collator.max_items,
+            max_collaborative_states=encoder.settings.max_collaborative_states,
+            item_collaborative=encoder.settings.item_collaborative,
+            recommender_hash=None if known is None else known.content_hash(),
+            table_checksum=table.checksum(),
+            results={key: value for key, value in results.items() if key != "log_history"},
+            version=version("peft_bituning"),
+        )
+
+    @property
+    def history(self) -> HistorySettings:
+        """How much of a history is read."""
+        names = [each.name for each in fields(HistorySettings)]
+        return HistorySettings(**{name: getattr(self, name) for name in names})
+
 
 @dataclass(frozen=True)
 class SavedParts:
@@ -76,14 +115,14 @@ class SavedParts:
         template: the prompt template.
         items: the catalog.
         table: the item table, in catalog order.
-        recommender: the frozen ID recommender, or None.
+        id_recommender: the frozen ID recommender, or None.
     """
 
     settings: LaserSettings
     template: PromptTemplate
     items: ItemCatalog
     table: ItemTable
-    recommender: IDRecommender | None
+    id_recommender: IDRecommender | None
 
 
 def write_folder(folder: Path, model: PeftModel, parts: SavedParts, repo_id: str | None = None) -> None:
@@ -104,12 +143,12 @@ def write_folder(folder: Path, model: PeftModel, parts: SavedParts, repo_id: str
     parts.table.save(folder / TABLE_FILE)
     write_whole(folder / TEMPLATE_FILE, parts.template.to_json() + "\n")
     write_whole(folder / SETTINGS_FILE, json.dumps(asdict(parts.settings), indent=2) + "\n")
-    if parts.recommender is not None:
-        parts.recommender.save_pretrained(folder / RECOMMENDER_FOLDER)
+    if parts.id_recommender is not None:
+        parts.id_recommender.save_pretrained(folder / RECOMMENDER_FOLDER)
     settings = parts.settings
     with whole_file(folder / CARD_FILE) as temporary:
         write_card(temporary, settings.results, settings.base_model, parts.template, parts.items, repo_id or ".")
-    write_manifest(folder, [*_needed_files(parts.recommender is not None), CARD_FILE])
+    write_manifest(folder, [*_needed_files(parts.id_recommender is not None), CARD_FILE])
 
 
 def read_folder(folder: Path) -> SavedParts:
@@ -186,11 +225,7 @@ def load_adapters(base: BaseModel, folder: Path) -> PeftModel:
         AdapterLoadError: tensors are missing, unexpected or mis-shaped.
         ArtifactError: an adapter's files cannot be read.
     """
-    if hasattr(base.model, LAYER_NAME):
-        raise ConfigurationError(
-            f"base_model must be without an adapter, got {base.name!r}, which already carries one; a second would "
-            "overwrite it: load the language model again, or give its name or folder"
-        )
+    refuse_adapter(base)
     try:
         model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=USER_ADAPTER)
         model.load_adapter(str(folder / ITEM_ADAPTER), adapter_name=ITEM_ADAPTER)

@@ -3,15 +3,14 @@
 import json
 import logging
 import time
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..artifacts import differences, to_json, write_whole
@@ -29,7 +28,7 @@ from ..recommenders import IDRecommender
 from ..serving.recommender import ITEM_ADAPTER, LaserRecommender, LaserSettings
 from ..tuners.bituning import BiTuningConfig
 from ..tuners.bituning.encoders import prefix_encoder_class
-from .arguments import LaserArguments
+from .arguments import RENAMED, LaserArguments
 from .baselines import counting_rows, language_model_rows
 from .checkpoint import CheckpointStore
 from .curves import plot_curves
@@ -93,7 +92,7 @@ def fit(
         data, split = run.read(interactions, items)
         base = load_base_model(base_model)
         if arguments.resume and run.is_finished:
-            run.check_finished(data)
+            run.check_finished(data, base, config or BiTuningConfig())
             return LaserRecommender.from_pretrained(run.folder, base, run.accelerator.device)
         return run.train(run.gather(data, split, base, config or BiTuningConfig(), id_recommender, template))
 
@@ -169,8 +168,8 @@ class _Run:
             self.accelerator.init_trackers("peft_bituning", config=_flat(self.arguments.trajectory()))
         self.accelerator.wait_for_everyone()
 
-    def check_finished(self, data: Interactions) -> None:
-        """Refuse to pass off a finished run of other settings or data as this one."""
+    def check_finished(self, data: Interactions, base: BaseModel, config: BiTuningConfig) -> None:
+        """Refuse to pass off a finished run of other settings or data as this one; what it did not know yet is free."""
         try:
             results = dict(json.loads((self.folder / RESULTS_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
@@ -178,10 +177,25 @@ class _Run:
                 f"{RESULTS_FILE} of the finished run in {self.folder} cannot be read ({error}); choose another folder, "
                 "or train anew there with --overwrite_output_dir"
             ) from error
-        asked = to_json({**_settings_of(self.arguments), "data": data.content_hash})
-        found = {**results.get("settings", {}), "data": results.get("data")}
-        different = differences({name: found.get(name) for name in asked}, asked)
-        if different:
+        inherited = {each.name for each in fields(PeftConfig)}
+        asked = to_json(
+            {
+                "settings": _settings_of(self.arguments),
+                "adapter": {
+                    name: value
+                    for name, value in config.to_dict().items()
+                    if value is not None and name not in inherited
+                },
+                "base_model": base.name,
+                "data": data.content_hash,
+            }
+        )
+        found = {name: results.get(name) for name in asked}
+        for part in ("settings", "adapter"):
+            known = {RENAMED.get(name, name): value for name, value in (found[part] or {}).items()}
+            asked[part] = {name: value for name, value in asked[part].items() if name in known}
+            found[part] = {name: known[name] for name in asked[part]}
+        if different := differences(found, asked):
             raise CheckpointError(
                 f"the finished run in {self.folder} is another one: {'; '.join(different)}; choose another folder, or "
                 "train anew there with --overwrite_output_dir"
@@ -340,7 +354,7 @@ class _Run:
             kept.item_side.table,
             encoder.collator.prompts.template,
             encoder.id_recommender,
-            LaserSettings.of(parts.base, encoder, kept.item_side.table, results, version("peft_bituning")),
+            LaserSettings.of(parts.base, encoder, kept.item_side.table, results),
             self.accelerator.device,
         )
         if self.accelerator.is_main_process:

@@ -3,7 +3,6 @@
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_torch_version
-from peft import PeftModel
 from torch import nn
 
 from ..errors import ConfigurationError
@@ -38,12 +37,12 @@ def check_launcher(accelerator: Accelerator) -> None:
         )
 
 
-def prepare_model(accelerator: Accelerator, model: PeftModel) -> nn.Module:
+def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """Hand a model over to accelerate.
 
     Args:
         accelerator: of one process, DDP, or FSDP2; see `check_launcher`.
-        model: a PEFT model with a Bi-Tuning adapter.
+        model: an embedding model; under FSDP2 one with a Bi-Tuning adapter.
 
     Returns:
         The model as accelerate runs it. Under FSDP2 the frozen weights are sharded in place, and the adapter is not:

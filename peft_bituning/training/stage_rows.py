@@ -38,9 +38,9 @@ class StageRows:
         self.samples = samples
         self.table = table
         self.arguments = arguments
-        self.lengths = [encoder.collator.length(sample.history) for sample in samples]
-        self.users = [sample.user for sample in samples] if together else None
-        self.weights = [1] * len(samples)
+        self.lengths: Sequence[int] = [encoder.collator.length(sample.history) for sample in samples]
+        self.users: Sequence[int] | None = [sample.user for sample in samples] if together else None
+        self.weights: Sequence[int] = [1] * len(samples)
         self.aux_loss_coef = encoder.model.aux_loss_coef
         self.num_virtual_tokens = encoder.model.num_virtual_tokens + 1
 

@@ -42,18 +42,24 @@ class EpochRows(Protocol):
     """The rows of an epoch.
 
     Args:
-        lengths: text tokens of each row.
-        users: the user of each row where a user's rows run in one pass; None where each runs alone.
-        weights: what each row counts in the mean loss of an update.
         aux_loss_coef: lambda, the weight of `PassLoss.aux`.
         num_virtual_tokens: tokens of a row beside its text, for `max_tokens_per_pass`.
     """
 
-    lengths: Sequence[int]
-    users: Sequence[int] | None
-    weights: Sequence[int]
     aux_loss_coef: float
     num_virtual_tokens: int
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Text tokens of each row."""
+
+    @property
+    def users(self) -> Sequence[int] | None:
+        """The user of each row where a user's rows run in one pass; None where each runs alone."""
+
+    @property
+    def weights(self) -> Sequence[int]:
+        """What each row counts in the mean loss of an update."""
 
     def loss(self, model: EmbeddingModel, rows: Sequence[int], is_idle: bool) -> PassLoss:
         """Run a pass with gradients.

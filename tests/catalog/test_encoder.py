@@ -35,7 +35,7 @@ def alone(encoder) -> np.ndarray:
 @settings(deadline=None, max_examples=15)
 @given(st.permutations(range(len(HISTORIES))), st.integers(1, 8))
 def test_embeddings_depend_neither_on_batch_nor_on_order(encoder, alone, order: list[int], batch_size: int) -> None:
-    some = HistoryEncoder(encoder.model, encoder.collator, encoder.recommender, encoder.device, batch_size)
+    some = HistoryEncoder(encoder.model, encoder.collator, encoder.id_recommender, encoder.device, batch_size)
     found = some.encode([HISTORIES[row] for row in order], distributed=False)
     assert found.dtype == torch.float32 and found.device.type == "cpu"
     assert found.numpy() == pytest.approx(alone[order], abs=1e-5)
@@ -55,7 +55,7 @@ def test_a_cpu_takes_few_tokens_a_pass(encoder, alone, monkeypatch) -> None:
     longest = max(encoder.collator.length(history) for history in HISTORIES)
     limit = 2 * longest
     monkeypatch.setattr("peft_bituning.catalog.encoder.CPU_TOKENS", limit / torch.get_num_threads())
-    some = HistoryEncoder(encoder.model, encoder.collator, encoder.recommender, encoder.device, batch_size=4)
+    some = HistoryEncoder(encoder.model, encoder.collator, encoder.id_recommender, encoder.device, batch_size=4)
     assert some.encode(HISTORIES).numpy() == pytest.approx(alone, abs=1e-5)
     assert shapes[0] == (2, longest) and sum(rows for rows, _ in shapes) == len(HISTORIES)
     assert all(rows <= 4 and (rows == 1 or rows * width <= limit) for rows, width in shapes)
@@ -85,10 +85,10 @@ def test_swapped_collaborative_histories_change_embeddings(encoder, alone) -> No
 def test_the_newest_states_are_made_from_the_whole_history(encoder) -> None:
     history = HISTORIES[3]
     newest = HistoryEncoder(
-        encoder.model, encoder.collator, encoder.recommender, encoder.device, max_collaborative_states=2
+        encoder.model, encoder.collator, encoder.id_recommender, encoder.device, max_collaborative_states=2
     )
     batch = encoder.collator([history])
-    states = encoder.recommender.encode(batch.item_indices, batch.item_mask)[:, -2:]
+    states = encoder.id_recommender.encode(batch.item_indices, batch.item_mask)[:, -2:]
     with torch.no_grad():
         expected = encoder.model.eval()(batch.input_ids, batch.attention_mask, collaborative_embeds=states)
     # Beside a shorter history its two newest items do not stand in the last two columns.
@@ -116,10 +116,10 @@ def test_items_are_one_item_histories(encoder) -> None:
 
 def test_items_by_what_they_are_scored_by(encoder, alone) -> None:
     """`embedding` changes what the prefix reads of items, and of items alone."""
-    made = (encoder.model, encoder.collator, encoder.recommender, encoder.device)
+    made = (encoder.model, encoder.collator, encoder.id_recommender, encoder.device)
     other = HistoryEncoder(*made, item_collaborative="embedding")
     inputs, batch = other.inputs([[3], [4]], "item")
-    vectors = encoder.recommender.encode_items(batch.item_indices, batch.item_mask)
+    vectors = encoder.id_recommender.encode_items(batch.item_indices, batch.item_mask)
     assert torch.equal(inputs["collaborative_embeds"], vectors)
     assert float((other.encode_items(4, first=3) - encoder.encode_items(4, first=3)).norm(dim=1).min()) > 1e-3
     torch.testing.assert_close(other.encode(HISTORIES).numpy(), alone, atol=1e-5, rtol=0)

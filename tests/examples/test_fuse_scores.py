@@ -71,7 +71,7 @@ def test_refusals(script: ModuleType, flags: list[str], trained: Any, monkeypatc
     with pytest.raises(SystemExit):
         script.main([*flags, "--with", "luck"])
     recommender = LaserRecommender.from_pretrained(trained.folder, base_model=trained.base_folder)
-    recommender.recommender = None
+    recommender.id_recommender = None
     with pytest.raises(ConfigurationError, match="--with must not be recommender here"):
         script.other_scorer("recommender", recommender, [])
 

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel, get_peft_model
+from peft_bituning.training.loop import UpdateLoop
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
@@ -23,8 +24,7 @@ from peft_bituning.data import LeaveOneOut, Sample
 from peft_bituning.integrations.trainer import CatalogLoss, SampleCollator
 from peft_bituning.losses import catalog_contrastive_loss, load_balancing_loss
 from peft_bituning.training import LaserArguments
-from peft_bituning.training.batches import share_of
-from peft_bituning.training.loop import UpdateLoop
+from peft_bituning.training.update_plan import share_of
 
 pytestmark = pytest.mark.timeout(900)  # processes of their own
 
@@ -105,8 +105,8 @@ def train(model: PeftModel, encoder: HistoryEncoder, loss: CatalogLoss, rows: li
 
 @pytest.mark.parametrize("headless", [False, True])
 def test_the_loops_updates(trained, tiny_base, samples: list[Sample], headless: bool, tmp_path: Path) -> None:
-    arguments = LaserArguments(
-        output_dir=str(tmp_path),
+    arguments = LaserArguments.paper(
+        str(tmp_path),
         learning_rate=RATE,
         weight_decay=0.0,
         warmup_ratio=0.0,

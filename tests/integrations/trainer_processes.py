@@ -28,7 +28,9 @@ def main(trained: Path, base_model: Path, folder: Path, rows: int) -> None:
     base = recommender.model.unload()
     torch.manual_seed(0)
     model = get_peft_model(base, config)
-    encoder = HistoryEncoder(model, recommender.encoder.collator, recommender.encoder.recommender, torch.device("cpu"))
+    encoder = HistoryEncoder(
+        model, recommender.encoder.collator, recommender.encoder.id_recommender, torch.device("cpu")
+    )
     table = ItemTable.from_embeddings(encoder.encode_items(len(recommender.items)))
     count = len(recommender.items)
     histories = [[(user * 5 + step) % count for step in range(4 + user % 4)] for user in range(12)]

@@ -101,7 +101,10 @@ def test_no_file_names_a_path_of_this_machine(trained, tiny_config, tiny_argumen
     (secret / "template.json").write_text(PromptTemplate("own", "Seen:").to_json())
     build_recommender("sasrec", len(items), seed=0).save_pretrained(secret / "sasrec")
     arguments = tiny_arguments(
-        secret / "output", recommender=str(secret / "sasrec"), template=str(secret / "template.json"), stage2_epochs=0
+        secret / "output",
+        id_recommender=str(secret / "sasrec"),
+        template=str(secret / "template.json"),
+        stage2_epochs=0,
     )
     data = load_interactions(f"folder:{secret / 'data'}", rejects_path=secret / "output" / "rejects.jsonl")
     fit(data, base_model=trained.base_folder, config=tiny_config, arguments=arguments)

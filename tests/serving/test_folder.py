@@ -292,7 +292,7 @@ def test_a_bfloat16_table_is_saved_and_loaded(copied, load, tmp_path) -> None:
 def test_the_identity_of_item_embeddings(copied, sign, trained) -> None:
     before = item_identity(copied)
     assert before == item_identity(trained.folder) == json.loads(json.dumps(before))
-    assert before["recommender"] == trained.recommender.recommender.content_hash()
+    assert before["recommender"] == trained.recommender.id_recommender.content_hash()
     for name in (ADAPTER, "recommender/config.json", "README.md"):  # what users alone depend on, or nothing
         (copied / name).write_bytes((copied / name).read_bytes() + b" ")
     sign(copied)

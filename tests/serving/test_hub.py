@@ -32,7 +32,7 @@ np.save(target, recommender.encode_users(json.loads(histories)))
 llm = AutoModelForCausalLM.from_pretrained(base)
 adapter = PeftModel.from_pretrained(llm, repo)
 prompt = recommender.encoder.collator([[0, 1]])
-states = recommender.recommender.encode(prompt.item_indices, prompt.item_mask)
+states = recommender.id_recommender.encode(prompt.item_indices, prompt.item_mask)
 inputs = {"collaborative_embeds": states, "collaborative_mask": prompt.item_mask}
 with torch.no_grad():
     bare = adapter(input_ids=prompt.input_ids, attention_mask=prompt.attention_mask, **inputs).pooler_output

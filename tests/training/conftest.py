@@ -52,6 +52,7 @@ def train(
             "cuts": "last_cut",
             "template": "no_instruction",
             "learning_rate": 5e-3,
+            "stage2_learning_rate": None,
             "logging_steps": 1,
             "disable_tqdm": True,
         }
@@ -60,7 +61,7 @@ def train(
             items,
             base or tiny_base(),
             BiTuningConfig(**{**SMALL, **(adapter or {})}),
-            LaserArguments(output_dir=str(tmp_path / folder), **{**settings, **changes}),
+            LaserArguments.paper(str(tmp_path / folder), **{**settings, **changes}),
             embeddings if known == "embeddings" else known,
         )
 

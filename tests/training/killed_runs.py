@@ -86,10 +86,10 @@ def half_a_removal(trigger: Trigger) -> None:
     shutil.rmtree = rmtree  # type: ignore[assignment]
 
 
-def _loop() -> Any:
-    from peft_bituning.training.loop import UpdateLoop
+def _update() -> Any:
+    from peft_bituning.training.update import Update
 
-    return UpdateLoop
+    return Update
 
 
 def _encoder() -> Any:
@@ -145,12 +145,12 @@ POINTS: dict[str, tuple[Install, int, signal.Signals, int]] = {
     "recommender: after its rename": (around(_os, "rename", "after", _to_recommender), 1, KILL, 12),
     "baselines: encoding items": (around(_encoder, "forward", "before", _is_item), 2, KILL, 12),
     "baselines: just written": (around(_module("training.fit"), "write_whole", "after"), 1, KILL, 12),
-    "update: the first": (around(_loop, "run", "before"), 1, KILL, 12),
-    "update: after the third": (around(_loop, "run", "after"), 3, KILL, 10),
+    "update: the first": (around(_update, "run", "before"), 1, KILL, 12),
+    "update: after the third": (around(_update, "run", "after"), 3, KILL, 10),
     "update: optimizer stepped, not counted": (around(_adamw, "step", "after"), 6, KILL, 10),
-    "update: first of epoch 2": (around(_loop, "run", "before"), 5, KILL, 8),
-    "update: last of epoch 2": (around(_loop, "run", "after"), 8, KILL, 6),
-    "update: within stage 2": (around(_loop, "run", "before"), 10, KILL, 4),
+    "update: first of epoch 2": (around(_update, "run", "before"), 5, KILL, 8),
+    "update: last of epoch 2": (around(_update, "run", "after"), 8, KILL, 6),
+    "update: within stage 2": (around(_update, "run", "before"), 10, KILL, 4),
     "items: encoding for epoch 2": (around(_encoder, "forward", "after", _is_item), 5, KILL, 8),
     "validation: of epoch 1": (around(_module("training.stages"), "rank_users", "before"), 1, KILL, 10),
     "validation: of epoch 2, done": (around(_module("training.stages"), "rank_users", "after"), 2, KILL, 6),
@@ -168,7 +168,7 @@ POINTS: dict[str, tuple[Install, int, signal.Signals, int]] = {
     "test: scoring": (around(_module("training.fit"), "rank_users", "before"), 2, KILL, 0),
     "end: saving the folder": (around(_module("serving.recommender"), "write_folder", "before"), 1, KILL, 0),
     "end: results written": (around(_module("training.fit"), "write_whole", "after"), 2, KILL, 0),
-    "Ctrl-C: within an update": (around(_loop, "run", "before"), 7, INTERRUPT, 6),
+    "Ctrl-C: within an update": (around(_update, "run", "before"), 7, INTERRUPT, 6),
     "Ctrl-C: within a checkpoint": (half_a_file, 6, INTERRUPT, 10),
     "Ctrl-C: while encoding items": (around(_encoder, "forward", "before", _is_item), 6, INTERRUPT, 8),
 }
@@ -183,14 +183,14 @@ def run(folder: Path, base_model: Path, resume: bool) -> dict[str, Any]:
     from peft_bituning.training import LaserArguments, fit
 
     made = 0
-    original = _loop().run
+    original = _update().run
 
     def counted(*args: Any) -> Any:
         nonlocal made
         made += 1
         return original(*args)
 
-    _loop().run = counted
+    _update().run = counted
     catalog = ItemCatalog.from_records({"item_id": f"i{n}", "title": f"thing {n} of {n * n}"} for n in range(10))
     histories = tuple(tuple((user * 3 + step) % 10 for step in range(5)) for user in range(13))
     data = Interactions(catalog, tuple(f"u{user}" for user in range(13)), histories)
@@ -204,17 +204,18 @@ def run(folder: Path, base_model: Path, resume: bool) -> dict[str, Any]:
         collaborative_dropout=0.3,
         center_embeddings=True,
     )
-    arguments = LaserArguments(
-        output_dir=str(folder),
+    arguments = LaserArguments.paper(
+        str(folder),
         stage1_epochs=2,
         stage2_epochs=1,
         per_device_train_batch_size=4,
         per_device_eval_batch_size=5,
         learning_rate=1e-2,
+        stage2_learning_rate=None,
         cuts="last_cut",
         template="no_instruction",
-        recommender="sasrec",
-        recommender_epochs=2,
+        id_recommender="sasrec",
+        id_recommender_epochs=2,
         logging_steps=1,
         save_steps=2,
         save_total_limit=1,

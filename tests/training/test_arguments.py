@@ -25,7 +25,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("max_history", 0, "an integer >= 1"),
     ("max_item_tokens", 0, "an integer >= 1"),
     ("loss_chunk_size", 0, "an integer >= 1"),
-    ("recommender_epochs", 0, "an integer >= 1"),
+    ("id_recommender_epochs", 0, "an integer >= 1"),
     ("learning_rate", 0.0, "> 0"),
     ("learning_rate", float("nan"), "> 0"),
     ("stage2_learning_rate", -1e-3, "> 0"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import get_peft_model
+from peft_bituning.training.loop import UpdateLoop
 from torch.utils.flop_counter import FlopCounterMode
 
 from peft_bituning import BiTuningConfig
@@ -17,8 +18,7 @@ from peft_bituning.catalog import HistoryEncoder, ItemTable
 from peft_bituning.data import PRESETS, ItemCatalog, LeaveOneOut, PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.training import LaserArguments
-from peft_bituning.training.batches import plan_updates
-from peft_bituning.training.loop import UpdateLoop
+from peft_bituning.training.update_plan import plan_updates
 
 ITEMS, PREFIX, ROWS = 40, 4, 8
 
@@ -47,7 +47,7 @@ class Epoch:
         lengths = [collator.length(sample.history) for sample in self.samples]
         self.updates = plan_updates(lengths, ROWS, 0, 0, of_users)
         own = [value for value in self.model.parameters() if value.requires_grad]
-        arguments = LaserArguments(output_dir=str(folder), **changes)
+        arguments = LaserArguments.paper(str(folder), **changes)
         optimizer = torch.optim.SGD(own, 0.0)
         accelerator = Accelerator(cpu=True)
         self.loop = UpdateLoop(

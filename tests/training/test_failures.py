@@ -24,7 +24,7 @@ from peft_bituning.training.checkpoint import CheckpointStore
 from peft_bituning.tuners.bituning.encoders import Prefix, StaticPrefix, register_prefix_encoder
 
 Train = Callable[..., LaserRecommender]
-STATIC: dict[str, Any] = {"adapter": {"prefix_encoder": "static"}, "known": None, "recommender": "none"}
+STATIC: dict[str, Any] = {"adapter": {"prefix_encoder": "static"}, "known": None, "id_recommender": "none"}
 
 
 class _Failing(StaticPrefix):
@@ -148,12 +148,12 @@ def test_recommender_of_another_width(train: Train) -> None:
 
 def test_encoder_without_the_recommender_it_reads(train: Train) -> None:
     with pytest.raises(ConfigurationError, match="recommender must not be 'none' for prefix_encoder='mformer'"):
-        train(adapter={"collaborative_dim": 8}, known=None, recommender="none")
+        train(adapter={"collaborative_dim": 8}, known=None, id_recommender="none")
 
 
 def test_unknown_recommender(train: Train) -> None:
     with pytest.raises(ConfigurationError, match="recommender must be bert4rec, sasrec, none, or the folder"):
-        train(known=None, recommender="lightgcn")
+        train(known=None, id_recommender="lightgcn")
 
 
 @pytest.mark.parametrize(
@@ -170,12 +170,12 @@ def test_refused_before_a_recommender_is_trained(
     fit_module = importlib.import_module("peft_bituning.training.fit")
     monkeypatch.setattr(fit_module, "provide_recommender", lambda *_: pytest.fail("trained first"))
     with pytest.raises(ConfigurationError, match=message):
-        train(known=None, recommender="sasrec", **settings)
+        train(known=None, id_recommender="sasrec", **settings)
 
 
 def test_nothing_to_train(train: Train) -> None:
     with pytest.raises(ConfigurationError, match="must have something to train, got prefix_encoder='none'"):
-        train(adapter={"prefix_encoder": "none", "pooling": "mean"}, known=None, recommender="none")
+        train(adapter={"prefix_encoder": "none", "pooling": "mean"}, known=None, id_recommender="none")
 
 
 def test_no_room_for_text(train: Train) -> None:
@@ -187,7 +187,7 @@ def test_base_model_with_an_adapter(
     few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path, train: Train
 ) -> None:
     used = train(**STATIC).base
-    arguments = LaserArguments(output_dir=str(tmp_path / "second"), recommender="none", disable_tqdm=True)
+    arguments = LaserArguments.paper(str(tmp_path / "second"), id_recommender="none", disable_tqdm=True)
     with pytest.raises(ConfigurationError, match="base_model must be without an adapter, got 'tiny-llama'"):
         fit(few, base_model=used, arguments=arguments)
 
@@ -265,18 +265,18 @@ def test_recommender_of_other_settings_is_not_taken_over(train: Train, tmp_path:
     """A run that stopped before its first checkpoint leaves its recommender only."""
     _Failing.passes_left = 0
     with pytest.raises(NonFiniteLossError):
-        train(adapter=FAILING["adapter"], known=None, recommender="sasrec", recommender_epochs=1)
+        train(adapter=FAILING["adapter"], known=None, id_recommender="sasrec", id_recommender_epochs=1)
     folder = tmp_path / "output" / "checkpoints" / "recommender"
     assert folder.is_dir() and not CheckpointStore(folder.parent).complete()
-    with pytest.raises(CheckpointError, match=re.escape("recommender_epochs was 1 and is 2")):
-        train(**{**STATIC, "recommender": "sasrec"}, recommender_epochs=2, resume=True)
-    train(**{**STATIC, "recommender": "sasrec"}, recommender_epochs=1, resume=True)
+    with pytest.raises(CheckpointError, match=re.escape("id_recommender_epochs was 1 and is 2")):
+        train(**{**STATIC, "id_recommender": "sasrec"}, id_recommender_epochs=2, resume=True)
+    train(**{**STATIC, "id_recommender": "sasrec"}, id_recommender_epochs=1, resume=True)
     names = [row["name"] for row in json.loads((tmp_path / "output" / "results.json").read_text())["rows"]]
     assert "frozen ID recommender (sasrec)" in names
 
 
 def test_another_methods_config(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> None:
-    arguments = LaserArguments(output_dir=str(tmp_path / "out"))
+    arguments = LaserArguments.paper(str(tmp_path / "out"))
     with pytest.raises(ConfigurationError, match="config must be a BiTuningConfig, got ILoRAConfig; peft_bituning"):
         fit(few, None, tiny_base(), ILoRAConfig(), arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

@@ -9,16 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from peft_bituning import BiTuningConfig
-from peft_bituning.data import PRESETS, Interactions
-from peft_bituning.errors import CheckpointError
-from peft_bituning.recommenders import Precomputed
+from peft_bituning.data import Interactions
+from peft_bituning.errors import CheckpointError, ConfigurationError
 from peft_bituning.serving import LaserRecommender
-from peft_bituning.training import LaserArguments, fit
-from peft_bituning.training.results import RESULTS_FILE
 from peft_bituning.training.stages import TwoStageTraining
-
-from .conftest import SMALL
 
 Train = Callable[..., LaserRecommender]
 
@@ -42,8 +36,11 @@ def test_it_is_loaded(no_training: LaserRecommender, train: Train, few: Interact
     assert again.settings.results == no_training.settings.results
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert again.recommend([few.items.item_ids[:2]], k=3) == no_training.recommend([few.items.item_ids[:2]], k=3)
-    with pytest.raises(AssertionError, match="training began"):  # without --resume it is trained anew
+    with pytest.raises(ConfigurationError, match="holds a finished run; load it by --resume, drop it by --overwrite"):
         train(prefix_text="a b")
+    with pytest.raises(AssertionError, match="training began"):
+        train(prefix_text="a b", overwrite_output_dir=True)
+    assert not (tmp_path / "output" / "results.json").exists()  # it is gone for good
     with pytest.raises(AssertionError, match="training began"):  # where there is none, it begins
         train("elsewhere", prefix_text="a b", resume=True)
 
@@ -63,12 +60,10 @@ def test_another_one_is_refused(
         train(resume=True, **{"prefix_text": "a b", **changes})
 
 
-def test_other_data_and_parts_are_refused(no_training: LaserRecommender, train: Train, few: Interactions) -> None:
+def test_other_data_is_refused(no_training: LaserRecommender, train: Train, few: Interactions) -> None:
     fewer = replace(few, histories=few.histories[1:], user_ids=few.user_ids[1:])
     with pytest.raises(CheckpointError, match="data was '.*' and is '.*'"):
         train(prefix_text="a b", resume=True, data=fewer)
-    with pytest.raises(CheckpointError, match="another one: the frozen recommender is another one"):
-        train(prefix_text="a b", resume=True, known=Precomputed(torch.ones(10, 8)))
 
 
 def test_damaged_results_are_named(no_training: LaserRecommender, train: Train, tmp_path: Path) -> None:
@@ -79,29 +74,14 @@ def test_damaged_results_are_named(no_training: LaserRecommender, train: Train, 
             train(prefix_text="a b", resume=True)
 
 
-def test_another_template_object_is_refused(
-    no_training: LaserRecommender, few: Interactions, tiny_base: Any, tmp_path: Path
+def test_one_of_before_settings_were_renamed_is_loaded(
+    no_training: LaserRecommender, train: Train, tmp_path: Path
 ) -> None:
-    settings = {
-        name: value
-        for name, value in no_training.settings.results["settings"].items()
-        if name in LaserArguments.__dataclass_fields__
-    }
-    arguments = LaserArguments(output_dir=str(tmp_path / "output"), resume=True, disable_tqdm=True, **settings)
-    same = PRESETS["no_instruction"]
-    found = fit(few, None, tiny_base(), BiTuningConfig(**SMALL), arguments, template=same)
-    assert torch.equal(found.table.embeddings, no_training.table.embeddings)
-    with pytest.raises(CheckpointError, match="another one: template is another one"):
-        fit(few, None, tiny_base(), BiTuningConfig(**SMALL), arguments, template=PRESETS["paper"])
-
-
-def test_one_of_before_a_field_was_is_loaded(no_training: LaserRecommender, train: Train, tmp_path: Path) -> None:
-    """The field's default is what it was trained with."""
-    path = tmp_path / "output" / RESULTS_FILE
+    path = tmp_path / "output" / "results.json"
     results = json.loads(path.read_text())
+    results["settings"]["recommender"] = results["settings"].pop("id_recommender")
     del results["adapter"]["center_embeddings"]
     path.write_text(json.dumps(results))
-    again = train(prefix_text="a b", resume=True)
-    assert torch.equal(again.table.embeddings, no_training.table.embeddings)
-    with pytest.raises(CheckpointError, match="adapter.center_embeddings was False and is True"):
-        train(prefix_text="a b", resume=True, adapter={"center_embeddings": True})
+    assert torch.equal(train(prefix_text="a b", resume=True).table.embeddings, no_training.table.embeddings)
+    with pytest.raises(CheckpointError, match="settings.id_recommender was 'bert4rec' and is 'none'"):
+        train(prefix_text="a b", resume=True, id_recommender="none")

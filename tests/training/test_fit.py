@@ -140,7 +140,7 @@ def test_frozen_parts_are_untouched(trained: Any) -> None:
         if name in before
     )
     saved = load_recommender(trained.folder / "recommender").content_hash()
-    assert saved == trained.recommender.settings.recommender_hash == trained.recommender.recommender.content_hash()
+    assert saved == trained.recommender.settings.recommender_hash == trained.recommender.id_recommender.content_hash()
 
 
 # ---------------------------------------------------------------------- stages
@@ -231,7 +231,7 @@ def test_gradients_are_clipped_and_reach_the_router(train: Train, tmp_path: Path
 )
 def test_other_adapters(encoder: str, pooling: str, train: Train, tmp_path: Path) -> None:
     collaborative = encoder in ("linear", "mformer")
-    settings = {} if collaborative else {"known": None, "recommender": "none"}
+    settings = {} if collaborative else {"known": None, "id_recommender": "none"}
     trained = train(adapter={"prefix_encoder": encoder, "pooling": pooling}, **settings)
     results = _results(tmp_path / "output")
     names = [row["name"] for row in results["rows"]]
@@ -273,7 +273,7 @@ def test_a_text_without_tokens_is_refused(train: Train) -> None:
 
 
 def test_saved_recommender_by_its_folder(train: Train, trained: Any, tmp_path: Path) -> None:
-    train(data=trained.data, known=None, recommender=str(trained.folder / "recommender"))
+    train(data=trained.data, known=None, id_recommender=str(trained.folder / "recommender"))
     assert _results(tmp_path / "output")["recommender"] == "sasrec"
     theirs, ours = (load_recommender(folder / "recommender") for folder in (trained.folder, tmp_path / "output"))
     assert theirs.content_hash() == ours.content_hash()
@@ -282,7 +282,7 @@ def test_saved_recommender_by_its_folder(train: Train, trained: Any, tmp_path: P
 def test_items_by_what_the_recommender_scores_them_by(train: Train, trained: Any, tmp_path: Path) -> None:
     """The setting is kept with the folder: loaded again, the items adapter still speaks the table's language."""
     known = str(trained.folder / "recommender")
-    made = train(data=trained.data, known=None, recommender=known, item_collaborative="embedding")
+    made = train(data=trained.data, known=None, id_recommender=known, item_collaborative="embedding")
     loaded = LaserRecommender.from_pretrained(tmp_path / "output", base_model=trained.base_folder)
     for recommender in (made, loaded):
         encoded = torch.from_numpy(recommender.encode_items(normalize_embeddings=True))
@@ -294,7 +294,7 @@ def test_template_from_a_file(train: Train, tmp_path: Path) -> None:
     template = replace(PRESETS["no_instruction"], instruction="Bought so far:")
     (tmp_path / "own.json").write_text(template.to_json())
     recommender = train(
-        adapter={"prefix_encoder": "static"}, known=None, recommender="none", template=str(tmp_path / "own.json")
+        adapter={"prefix_encoder": "static"}, known=None, id_recommender="none", template=str(tmp_path / "own.json")
     )
     assert recommender.template.instruction == "Bought so far:"
 
@@ -310,7 +310,7 @@ def test_data_frames(train: Train, tmp_path: Path) -> None:
     )
     items = pd.DataFrame({"item_id": [f"{n:03d}" for n in range(6)], "title": [f"thing {n}" for n in range(6)]})
     recommender = train(
-        adapter={"prefix_encoder": "static"}, known=None, recommender="none", data=interactions, items=items
+        adapter={"prefix_encoder": "static"}, known=None, id_recommender="none", data=interactions, items=items
     )
     assert recommender.items.item_ids[1] == "001"
     assert _results(tmp_path / "output")["dataset"]["rejected"] == {"unknown_item": 1}
@@ -399,14 +399,14 @@ def test_tracker_must_be_there(train: Train, tmp_path: Path) -> None:
 
 
 def test_silent_without_bars(train: Train, capfd: pytest.CaptureFixture[str]) -> None:
-    train(adapter={"prefix_encoder": "static"}, known=None, recommender="none")
+    train(adapter={"prefix_encoder": "static"}, known=None, id_recommender="none")
     said = capfd.readouterr()
     assert said.out == ""
     assert not any(label in said.err for label in ("encoding", "stage 1", "validating", "row/s", "update"))
 
 
 def test_bars(train: Train, capfd: pytest.CaptureFixture[str]) -> None:
-    train(adapter={"prefix_encoder": "static"}, known=None, recommender="none", disable_tqdm=False)
+    train(adapter={"prefix_encoder": "static"}, known=None, id_recommender="none", disable_tqdm=False)
     said = capfd.readouterr()
     assert said.out == ""
     assert all(label in said.err for label in ("encoding items", "stage 1 epoch 1", "validating epoch 1", "loss="))

@@ -50,13 +50,14 @@ def main(base_model: str, folder: Path, batch_size: int, budget: bool) -> None:
         router_aux_loss_coef=0.1,
         center_embeddings=not budget,
     )
-    arguments = LaserArguments(
-        output_dir=str(folder),
+    arguments = LaserArguments.paper(
+        str(folder),
         stage1_epochs=2,
         stage2_epochs=1,
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=3,
         learning_rate=1e-2,
+        stage2_learning_rate=None,
         temperature=0.05 if budget else 0.2,
         cuts="every_cut" if budget else "last_cut",
         max_tokens_per_pass=260 if budget else None,
@@ -65,7 +66,7 @@ def main(base_model: str, folder: Path, batch_size: int, budget: bool) -> None:
     )
     if budget:
         config.prefix_encoder = "static"
-    found = fit(data, base_model=base_model, config=config, arguments=arguments, recommender=Precomputed(embeddings))
+    found = fit(data, base_model=base_model, config=config, arguments=arguments, id_recommender=Precomputed(embeddings))
     frozen = [each for name, each in found.model.named_parameters() if "bituning_" not in name]
     here = sum((each.to_local() if isinstance(each, DTensor) else each).numel() for each in frozen)
     share = here / sum(each.numel() for each in frozen)

@@ -4,6 +4,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from peft_bituning.training.results import data_hash
 from torch import nn
 
 from peft_bituning.artifacts import to_json
@@ -11,7 +12,6 @@ from peft_bituning.launch import launched_state
 from peft_bituning.recommenders import IDRecommender
 from peft_bituning.serving.recommender import pad_token_id
 from peft_bituning.training.checkpoint import CheckpointStore
-from peft_bituning.training.results import data_hash
 from peft_bituning.training.sharding import check_launcher
 from peft_bituning.tuners.rows.backbone import max_positions
 

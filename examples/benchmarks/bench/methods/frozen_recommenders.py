@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft_bituning.training.frozen import provide_recommender
+from peft_bituning.training.results import data_hash
 
 from bench.rivals.fdsa import FDSA
 from bench.rivals.zesrec import ZESRec
@@ -29,8 +31,6 @@ from peft_bituning.recommenders import (
 )
 from peft_bituning.ssna import ItemStates, cache_item_states
 from peft_bituning.training.arguments import RECOMMENDERS
-from peft_bituning.training.frozen import provide_recommender
-from peft_bituning.training.results import data_hash
 
 from .trial import Trial
 

@@ -14,6 +14,7 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
 )
+from peft_bituning.training.inputs import attach_adapter
 from torch import Tensor, nn
 
 from peft_bituning.artifacts import to_json, weights_hash
@@ -21,7 +22,6 @@ from peft_bituning.base_models import BaseModel
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.recommenders import IDRecommender
 from peft_bituning.training.arguments import LaserArguments
-from peft_bituning.training.inputs import attach_adapter
 from peft_bituning.training.stage_result import StageResult, Weights
 from peft_bituning.training.stages import ADAPTER, TwoStageTraining
 from peft_bituning.tuners.bituning import BiTuningConfig, BiTuningModel, EmbeddingCenter, PrefixEncoder

@@ -8,6 +8,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
+from peft_bituning.training.inputs import make_prompts_beside, read_template
+from peft_bituning.training.ranking import rank_users
+from peft_bituning.training.results import data_hash
 from torch import Tensor
 
 from peft_bituning.artifacts import to_json
@@ -23,9 +26,6 @@ from peft_bituning.recommenders import IDRecommender, Precomputed, build_recomme
 from peft_bituning.serving.recommender import pad_token_id
 from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.checkpoint import CheckpointStore
-from peft_bituning.training.inputs import make_prompts_beside, read_template
-from peft_bituning.training.ranking import rank_users
-from peft_bituning.training.results import data_hash
 from peft_bituning.training.sharding import check_launcher
 from peft_bituning.tuners.bituning import BiTuningConfig
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peft_bituning.training.batches import BUCKET_BATCHES, plan_updates, share_of, split_by_tokens
+from peft_bituning.training.update_plan import BUCKET_BATCHES, plan_updates, share_of, split_by_tokens
 
 LENGTHS = st.lists(st.integers(1, 500), max_size=400)
 SIZES = st.integers(1, 17)

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from peft_bituning.catalog import ItemTable
 from peft_bituning.data import LeaveOneOut
+from peft_bituning.evaluation import rank_users
 from peft_bituning.evaluation.catalog_ranks import MAX_SCORES
 from peft_bituning.metrics import target_ranks
-from peft_bituning.training.ranking import rank_users
 
 
 @pytest.fixture(scope="module")
