@@ -9,7 +9,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ ORIGIN_FILE = "origin.json"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors spells them
 
 _JOURNALS = "blocks*.jsonl"
+_REMEDY = "give another folder, or remove this one"
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,16 @@ class BlockFile:
     """A tensor `[I, ...]` in a folder, of which some blocks of items are finished.
 
     Args:
-        folder: where it is; other files in it are left alone.
+        folder: where it is, one folder that all processes see; other files in it are left alone.
         name: of the file, without `.safetensors`.
         tensor: name of the tensor in it.
-        origin: what the values depend on, as JSON values.
-        shape: I and the sizes of an item's values.
+        origin: what the values depend on, as JSON values; files of two origins are never mixed.
+        shape: I and the sizes of an item's values; I alone where these are not known before the first block is.
         dtype: `float32`, `float16` or `bfloat16`.
         block_size: items of a block.
 
     Raises:
-        ConfigurationError: the type is unknown, or a size is below 1.
+        ConfigurationError: the type is unknown, a size is below 1, or the origin is not JSON.
     """
 
     folder: Path
@@ -55,35 +56,14 @@ class BlockFile:
         if self.dtype not in CODES:
             raise ConfigurationError(f"dtype must be one of {', '.join(CODES)}, got {self.dtype!r}")
         if self.block_size < 1:
-            raise ConfigurationError(f"block_size must be at least 1, got {self.block_size!r}")
+            raise ConfigurationError(f"block_size must be >= 1, got {self.block_size!r}")
         if min(self.shape, default=0) < 1:
-            raise ConfigurationError(f"shape must be sizes of at least 1, got {list(self.shape)}")
-
-    @classmethod
-    def find(cls, folder: Path, name: str, tensor: str) -> "BlockFile | None":
-        """Read what a folder says that it holds; its file may be missing or damaged, see `check`.
-
-        Args:
-            folder: the folder.
-            name: as in the class.
-            tensor: as in the class.
-
-        Returns:
-            The description, or None where there is none.
-
-        Raises:
-            ArtifactError: the description is damaged.
-        """
+            raise ConfigurationError(f"shape must be sizes >= 1, items first, got {list(self.shape)}")
         try:
-            values = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
-            shape = tuple(int(size) for size in values["shape"])
-            return cls(folder, name, tensor, dict(values["origin"]), shape, values["dtype"], int(values["block_size"]))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"{folder.name}/{ORIGIN_FILE} cannot be read ({error}); make the {tensor} again, in another folder or "
-                "after removing this one"
+            json.dumps(self.origin)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"origin must be JSON values, got {self.origin!r} ({error}); write hashes as strings"
             ) from error
 
     @property
@@ -96,75 +76,54 @@ class BlockFile:
         """Blocks of the file, the last one maybe shorter."""
         return math.ceil(self.shape[0] / self.block_size)
 
-    def items_of(self, block: int) -> range:
+    def rows(self, block: int) -> range:
         """Return the rows of a block, which is counted from 0."""
         return range(block * self.block_size, min((block + 1) * self.block_size, self.shape[0]))
 
-    def changes(self, wanted: "BlockFile") -> list[str]:
-        """Name what another file would differ in, its blocks aside: `path was this and is that`."""
-        return differences(self._compared(), json.loads(json.dumps(wanted._compared())))
+    # ------------------------------------------------------------------ a folder as it is found
 
-    # ------------------------------------------------------------------ writing
+    @classmethod
+    def find(cls, folder: Path, name: str, tensor: str) -> "BlockFile | None":
+        """Read what a folder says that it holds; the arguments are those of the class.
 
-    def create(self) -> None:
-        """Make the file, no block of it finished; what is there is replaced.
-
-        An unfinished block ends in NaN, so that whoever maps the file sees that it is none.
+        Returns:
+            The file, which may be missing or damaged (see `check`); None where nothing is said.
 
         Raises:
-            OSError: the folder cannot be written.
+            ArtifactError: what is said cannot be read.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for place in (self.folder / ORIGIN_FILE, self.path, *self.folder.glob(_JOURNALS)):
-            place.unlink(missing_ok=True)  # the description first: without it nothing else is read
-        described = {
-            "origin": self.origin,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "block_size": self.block_size,
-        }
-        write_whole(self.folder / ORIGIN_FILE, json.dumps(described, indent=2))
-        header = self._header()
-        nan = b"\xff" * self._torch_dtype.itemsize
-        with whole_file(self.path) as temporary, temporary.open("wb") as stream:
-            stream.write(header)
-            for block in range(self.num_blocks):
-                stream.seek(len(header) + self._num_bytes(self.items_of(block).stop) - len(nan))
-                stream.write(nan)
+        try:
+            values = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
+            shape = tuple(int(size) for size in values["shape"])
+            return cls(folder, name, tensor, dict(values["origin"]), shape, values["dtype"], int(values["block_size"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder}/{ORIGIN_FILE} cannot be read ({error}); {_REMEDY}") from error
 
-    def write(self, block: int, values: Tensor, writer: int | None = None) -> None:
-        """Write a block; it counts as finished once it is on the disk.
+    def begun(self) -> "BlockFile | None":
+        """Look for what an earlier run left of this file, whatever its block size; nothing is changed.
 
-        Args:
-            block: its number.
-            values: `[rows of the block, ...]`, of the file's type.
-            writer: number of this process where several write at once, each of them blocks of its own.
+        Returns:
+            The file as it was begun; None where there is none yet.
 
         Raises:
-            InputError: the values are of another shape or type.
+            ArtifactError: the folder holds one of another origin, shape or type, or one that nothing describes.
         """
-        items = self.items_of(block)
-        shape = (len(items), *self.shape[1:])
-        if values.shape != shape or values.dtype != self._torch_dtype:
-            raise InputError(
-                f"{self.tensor} of block {block} must be {list(shape)} {self.dtype}, got {list(values.shape)} "
-                f"{str(values.dtype).removeprefix('torch.')}"
+        found = self.find(self.folder, self.name, self.tensor)
+        if found is None:
+            if self.path.exists():
+                raise ArtifactError(
+                    f"{self.folder} holds {self.path.name} but no {ORIGIN_FILE}, so it was not made here; {_REMEDY}"
+                )
+            return None
+        cut = replace(found, shape=found.shape[: len(self.shape)])
+        different = differences(cut._compared(), json.loads(json.dumps(self._compared())))
+        if different:
+            raise ArtifactError(
+                f"{self.folder} holds {self.tensor} of another origin: {'; '.join(different)}; {_REMEDY}"
             )
-        data = bytes_of(values)
-        with self.path.open("r+b") as stream:
-            header = 8 + int.from_bytes(stream.read(8), "little")
-            stream.seek(header + self._num_bytes(items.start))
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        line = json.dumps({"block": block, "sha256": sha256_of([data])})
-        journal = "blocks.jsonl" if writer is None else f"blocks-{writer}.jsonl"
-        with (self.folder / journal).open("a", encoding="utf-8") as stream:
-            stream.write(f"\n{line}\n")  # behind a line that a kill left unfinished
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    # ------------------------------------------------------------------ reading
+        return found if found.path.exists() else None  # a kill came before it was made
 
     def check(self) -> None:
         """Make sure that the file has the tensor, shape, type and size that are described.
@@ -181,10 +140,69 @@ class BlockFile:
             fits = False
         if not fits:
             raise ArtifactError(
-                f"{self.folder.name}/{self.path.name} must hold {self.tensor} {list(self.shape)} {self.dtype} by "
-                f"{ORIGIN_FILE}, but it is missing, truncated or belongs to another run; make the {self.tensor} again, "
-                "in another folder or after removing this one"
+                f"{self.path} must hold {self.tensor} {list(self.shape)} {self.dtype} by {ORIGIN_FILE}, but it is "
+                f"missing (all processes must see one folder), truncated or belongs to another run; {_REMEDY}"
             )
+
+    # ------------------------------------------------------------------ writing
+
+    def create(self) -> None:
+        """Make the file, no block of it finished; what is there is replaced.
+
+        An unfinished block ends in NaN, so that whoever maps the file sees that it is none.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for place in (self.folder / ORIGIN_FILE, self.path, *self.folder.glob(_JOURNALS)):
+            place.unlink(missing_ok=True)  # the description first: without it nothing else is read
+        shape = list(self.shape)
+        described = {"origin": self.origin, "shape": shape, "dtype": self.dtype, "block_size": self.block_size}
+        write_whole(self.folder / ORIGIN_FILE, json.dumps(described, indent=2))
+        entry = {"dtype": CODES[self.dtype], "shape": shape, "data_offsets": [0, self._offset(self.shape[0])]}
+        header = json.dumps({self.tensor: entry}, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)  # as safetensors has it
+        nan = b"\xff" * self._torch_dtype.itemsize
+        with whole_file(self.path) as temporary, temporary.open("wb") as stream:
+            stream.write(len(header).to_bytes(8, "little") + header)
+            for block in range(self.num_blocks):
+                stream.seek(8 + len(header) + self._offset(self.rows(block).stop) - len(nan))
+                stream.write(nan)
+
+    def write(self, block: int, values: Tensor, writer: int | None = None) -> None:
+        """Write a block; it counts as finished once it is on the disk.
+
+        Args:
+            block: its number.
+            values: `[rows of the block, ...]`, of the file's type.
+            writer: number of this process where several write at once, each of them blocks of its own.
+
+        Raises:
+            InputError: the values are of another shape or type.
+        """
+        rows = self.rows(block)
+        shape = (len(rows), *self.shape[1:])
+        if values.shape != shape or values.dtype != self._torch_dtype:
+            raise InputError(
+                f"{self.tensor} of block {block} must be {list(shape)} {self.dtype}, got {list(values.shape)} "
+                f"{str(values.dtype).removeprefix('torch.')}"
+            )
+        data = bytes_of(values)
+        with self.path.open("r+b") as stream:
+            header = 8 + int.from_bytes(stream.read(8), "little")
+            stream.seek(header + self._offset(rows.start))
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        line = json.dumps({"block": block, "sha256": sha256_of([data])})
+        journal = "blocks.jsonl" if writer is None else f"blocks-{writer}.jsonl"
+        with (self.folder / journal).open("a", encoding="utf-8") as stream:
+            stream.write(f"\n{line}\n")  # behind a line that a kill left unfinished
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    # ------------------------------------------------------------------ reading
 
     def finished(self, blocks: Iterable[int] | None = None, verify: bool = True) -> set[int]:
         """Return which blocks are written.
@@ -210,8 +228,9 @@ class BlockFile:
         written = {block for block in (range(self.num_blocks) if blocks is None else blocks) if block in digests}
         if not (verify and written):
             return written
-        rows = self.values()
-        return {block for block in written if sha256_of([bytes_of(rows[self._slice(block)])]) in digests[block]}
+        values = self.values()
+        rows = {block: values[self.rows(block).start : self.rows(block).stop] for block in written}
+        return {block for block in written if sha256_of([bytes_of(rows[block])]) in digests[block]}
 
     def values(self) -> Tensor:
         """Return the tensor `[I, ...]`, mapped into memory and not read before it is used.
@@ -223,8 +242,6 @@ class BlockFile:
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor(self.tensor)
 
-    # ------------------------------------------------------------------ layout
-
     @property
     def _torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
@@ -232,17 +249,6 @@ class BlockFile:
     def _compared(self) -> dict[str, Any]:
         return {**self.origin, "shape": list(self.shape), "dtype": self.dtype}
 
-    def _slice(self, block: int) -> slice:
-        items = self.items_of(block)
-        return slice(items.start, items.stop)
-
-    def _num_bytes(self, items: int) -> int:
-        return items * math.prod(self.shape[1:]) * self._torch_dtype.itemsize
-
-    def _header(self) -> bytes:
-        """Return what safetensors puts before the bytes of this one tensor."""
-        offsets = [0, self._num_bytes(self.shape[0])]
-        entry = {"dtype": CODES[self.dtype], "shape": list(self.shape), "data_offsets": offsets}
-        text = json.dumps({self.tensor: entry}, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+    def _offset(self, row: int) -> int:
+        """Return where a row begins, in bytes behind the header."""
+        return row * math.prod(self.shape[1:]) * self._torch_dtype.itemsize

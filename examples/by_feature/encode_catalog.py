@@ -17,7 +17,7 @@ import torch
 
 from peft_bituning import LaserRecommender
 from peft_bituning.artifacts import sha256_of_file
-from peft_bituning.catalog import HistoryEncoder, TableBlocks
+from peft_bituning.catalog import HistoryEncoder, table_blocks
 from peft_bituning.data import ItemCatalog, PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.data.readers.text_files import json_rows
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
         records = ({"item_id": item_id, **row} for item_id, row in zip(rows.item_ids, rows.attributes, strict=True))
         catalog = recommender.items.extended(records)
         identity["items"] = sha256_of_file(arguments.items)
-    blocks = TableBlocks(
+    blocks = table_blocks(
         output,
         num_items=len(rows),
         identity=identity,

@@ -4,6 +4,6 @@ from .encoder import HistoryEncoder
 from .faiss_index import FaissIndex, measured_recall
 from .index import ExactIndex, ItemIndex
 from .item_table import ItemTable
-from .table_blocks import TableBlocks
+from .item_tables import table_blocks
 
-__all__ = ["ExactIndex", "FaissIndex", "HistoryEncoder", "ItemIndex", "ItemTable", "TableBlocks", "measured_recall"]
+__all__ = ["ExactIndex", "FaissIndex", "HistoryEncoder", "ItemIndex", "ItemTable", "measured_recall", "table_blocks"]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..block_file import BlockFile
 from ..data.collator import HistoryBatch, HistoryCollator
 from ..data.items import ItemCatalog
 from ..errors import ArtifactError, ConfigurationError, InputError
@@ -19,7 +21,6 @@ from ..tuners.rows.embedding_model import EmbeddingModel
 from ..tuners.rows.outputs import BiTuningOutput
 from .history_settings import HistorySettings
 from .item_table import ItemTable, non_finite_rows
-from .table_blocks import TABLE_FILE, TableBlocks
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ class HistoryEncoder:
         return self.encode(histories, "item", distributed, progress, "encoding items")
 
     def encode_items_into(
-        self, blocks: TableBlocks, autocast: torch.dtype | None = None, progress: bool = False
+        self, blocks: BlockFile, autocast: torch.dtype | None = None, progress: bool = False
     ) -> ItemTable:
         """Encode catalog items block by block into a mapped table; what a run before this one finished is kept.
 
@@ -225,7 +226,7 @@ class HistoryEncoder:
         maps the whole table. A model in shards (FSDP2) is run by all processes on every block.
 
         Args:
-            blocks: the folder, and which items.
+            blocks: the folder, and which items, as `table_blocks` gives it.
             autocast: forward passes under `torch.autocast` in this type; it becomes part of the table's identity.
                 None leaves them in the model's own type.
             progress: show a progress bar of this process's items.
@@ -237,48 +238,60 @@ class HistoryEncoder:
             ArtifactError: the folder holds a table of another identity, size or type.
             InputError: an embedding that is not finite.
         """
-        if autocast is not None:
-            blocks = blocks.identified(autocast=str(autocast).removeprefix("torch."))
         world, rank = _processes()
-        file = blocks.find()
-        plan = file or blocks.of_width(1)  # until rows tell the width
-        whole = _gathered([] if file is None else sorted(file.finished(range(plan.num_blocks)[rank::world])))
-        missing = sorted(set(range(plan.num_blocks)).difference(whole))
-        logger.info("%d of %d blocks are there, %d are encoded", len(whole), plan.num_blocks, len(missing))
+        if autocast is not None:
+            identity = {**blocks.origin["identity"], "autocast": str(autocast).removeprefix("torch.")}
+            blocks = replace(blocks, origin={**blocks.origin, "identity": identity})
+        found = _unless_damaged(blocks.begun())
+        file = found or blocks
+        whole = _gathered([] if found is None else sorted(found.finished(range(file.num_blocks)[rank::world])))
+        missing = sorted(set(range(file.num_blocks)).difference(whole))
+        logger.info("%d of %d blocks are there, %d are encoded", len(whole), file.num_blocks, len(missing))
         together = hasattr(self.model, "unshard")  # FSDP2: a forward pass gathers weights from all processes
         mine = missing if together else missing[rank::world]
-        total = sum(len(plan.items_of(block)) for block in mine)
+        total = sum(len(file.rows(block)) for block in mine)
         with tqdm(total=total, desc="encoding items", unit="row", disable=not progress) as bar:
-            encoded = (
-                (block, self._encode_block(blocks.items_of(plan, block), together, autocast, progress))
-                for block in mine
-            )
+            encoded = ((block, self._encode_block(file, block, together, autocast, progress)) for block in mine)
             first = list(islice(encoded, 1))
-            widths = _gathered([rows.shape[1] for _, rows in first])
-            if rank == 0 and file is None:
-                blocks.of_width(widths[0]).create()
+            widths = _gathered([rows.shape[1] for _, rows in first])  # known now, and the file is made
+            if found is None:
+                file = replace(blocks, shape=(blocks.shape[0], widths[0]))
+                if rank == 0:
+                    file.create()
             _gathered([])
-            file = blocks.find()
-            if file is None:
-                raise ArtifactError(
-                    f"{blocks.folder} must be one folder that all processes see, got none with {TABLE_FILE}; run again"
-                )
+            file.check()
             for block, rows in chain(first, encoded):
                 if rank == 0 or not together:
-                    blocks.write(file, block, rows, rank)
+                    file.write(block, rows, rank)
                 bar.update(len(rows))
         _gathered([])
-        return ItemTable.load(blocks.folder / TABLE_FILE, blocks.num_items)
+        return ItemTable.load(file.path, file.shape[0])
 
-    def _encode_block(self, items: range, distributed: bool, autocast: torch.dtype | None, progress: bool) -> Tensor:
+    def _encode_block(
+        self, file: BlockFile, block: int, distributed: bool, autocast: torch.dtype | None, progress: bool
+    ) -> Tensor:
+        """Encode the items of a block to rows of length 1, in the type of the file."""
+        first = file.origin["first_item"]
+        items = [first + row for row in file.rows(block)]
         prompts = self.collator.prompts
         encoder = self.over(prompts.items)  # anew for every block: it keeps the tokens of each item that it ever saw
-        label = f"items {items.start} to {items.stop - 1}"
+        label = f"items {items[0]} to {items[-1]}"
         with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
             embeddings = encoder.encode([[item] for item in items], "item", distributed, progress, label)
         for name, count in encoder.collator.prompts.counts.items():
             prompts.counts[name] += count
-        return embeddings
+        return ItemTable.from_embeddings(embeddings).embeddings.to(getattr(torch, file.dtype))
+
+
+def _unless_damaged(file: BlockFile | None) -> BlockFile | None:
+    """Return a table's file; None where it is truncated, to be made again."""
+    try:
+        if file is not None:
+            file.check()
+    except ArtifactError as error:
+        logger.warning("the item table is damaged and is made again: %s", error)
+        return None
+    return file
 
 
 def _gathered(values: list[Any]) -> list[Any]:

@@ -183,7 +183,7 @@ def read_folder(folder: Path) -> SavedParts:
 
 
 def item_identity(folder: Path) -> dict[str, Any]:
-    """Return what the item embeddings of a saved recommender depend on, as `TableBlocks` takes it.
+    """Return what the item embeddings of a saved recommender depend on, as `table_blocks` takes it.
 
     Args:
         folder: what `write_folder` wrote.

@@ -90,21 +90,21 @@ def cache_item_states(
     collator = HistoryCollator(prompts, pad_token_id=0, max_items=1)
     backbone = find_backbone(base.model)
     device = device_of(token_embeddings(base.model))
-    done = sum(len(file.items_of(block)) for block in finished)
+    done = sum(len(file.rows(block)) for block in finished)
     with (
         torch.no_grad(),
         evaluation_mode(base.model),
         tqdm(total=len(items), initial=done, desc="caching states", unit="item", disable=not progress) as bar,
     ):
         for block in sorted(set(range(file.num_blocks)) - finished):
-            indices = sorted(file.items_of(block), key=lambda item: (collator.length([item], "item"), item))
+            indices = sorted(file.rows(block), key=lambda item: (collator.length([item], "item"), item))
             values = torch.zeros(len(indices), *shape[1:], dtype=getattr(torch, dtype))
             for start in range(0, len(indices), batch_size):
                 batch = indices[start : start + batch_size]
-                rows = torch.tensor(batch) - file.items_of(block).start
+                rows = torch.tensor(batch) - file.rows(block).start
                 values[rows] = _states(backbone, collator, batch, shape, pooling, device).to(values)
                 bar.update(len(batch))
-            _check_finite(values, file.items_of(block), items, dtype)
+            _check_finite(values, file.rows(block), items, dtype)
             file.write(block, values)
     if prompts.counts["items_cut"]:
         logger.warning("the texts of some items were cut to the model's context of %s tokens", prompts.max_length)
@@ -115,22 +115,14 @@ def cache_item_states(
 
 def _provide(wanted: BlockFile, overwrite: bool) -> BlockFile:
     """Find the file in its folder, or make it."""
-    folder, different = wanted.folder, []
     try:
-        found = BlockFile.find(folder, STATES, STATES)
-        if found is not None and found.path.exists():
-            different = found.changes(wanted)
-            if not different:
-                found.check()
-                return found
+        file = wanted.begun()
+        if file is not None:
+            file.check()
+            return file
     except ArtifactError as error:
         if not overwrite:
-            raise ArtifactError(f"{error}, or replace it with overwrite=True") from error
-    if different and not overwrite:
-        raise ArtifactError(
-            f"the states cached in {folder.name} are of another origin: {'; '.join(different)}; cache into another "
-            "folder, or replace them with overwrite=True"
-        )
+            raise ArtifactError(f"{error}, or replace the cached states with overwrite=True") from error
     wanted.create()
     return wanted
 

@@ -153,18 +153,9 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any],
         Its JSON part and its tensors, by `<parameter number>.<name>`.
     """
     state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{key}": value
-        for index, values in state["state"].items()
-        for key, value in values.items()
-        if isinstance(value, Tensor)
-    }
-    numbers = {
-        f"{index}.{key}": value
-        for index, values in state["state"].items()
-        for key, value in values.items()
-        if not isinstance(value, Tensor)
-    }
+    values = {f"{index}.{key}": value for index, named in state["state"].items() for key, value in named.items()}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in values.items() if name not in tensors}
     return {"groups": state["param_groups"], "numbers": numbers}, tensors
 
 
