@@ -17,9 +17,8 @@ import torch
 
 from peft_bituning import LaserRecommender
 from peft_bituning.artifacts import sha256_of_file
-from peft_bituning.catalog import HistoryEncoder, table_blocks
-from peft_bituning.data import ItemCatalog, PromptEncoder
-from peft_bituning.data.collator import HistoryCollator
+from peft_bituning.catalog import table_blocks
+from peft_bituning.data import ItemCatalog
 from peft_bituning.data.readers.text_files import json_rows
 from peft_bituning.data.rejects import settled_report
 from peft_bituning.errors import BiTuningError
@@ -49,29 +48,6 @@ def read_items(path: Path, rejects_path: Path | None, max_rejected: float, progr
     """Read new items; bad rows are counted and listed, and too many of them stop the run."""
     with settled_report(rejects_path, max_rejected) as report:
         return ItemCatalog.from_rows(json_rows(path, report, progress=progress), report)
-
-
-def encoder_of(recommender: LaserRecommender, catalog: ItemCatalog, batch_size: int) -> HistoryEncoder:
-    """Make an encoder of a catalog that begins with the recommender's own items."""
-    collator = recommender.encoder.collator
-    prompts = PromptEncoder(
-        recommender.template,
-        recommender.base.tokenizer,
-        catalog,
-        collator.prompts.max_length,
-        collator.prompts.max_items,
-        collator.prompts.max_item_tokens,
-    )
-    recommender.model.set_adapter(ITEM_ADAPTER, inference_mode=True)
-    return HistoryEncoder(
-        recommender.model,
-        HistoryCollator(prompts, collator.pad_token_id, collator.max_items),
-        recommender.recommender,
-        recommender.device,
-        batch_size,
-        recommender.encoder.max_collaborative_states,
-        recommender.encoder.item_collaborative,
-    )
 
 
 def main(argv: list[str]) -> None:
@@ -105,7 +81,9 @@ def main(argv: list[str]) -> None:
         dtype=torch.bfloat16 if arguments.store_bf16 else torch.float32,
         first_item=len(catalog) - len(rows),
     )
-    encoder = encoder_of(recommender, catalog, arguments.batch_size)
+    recommender.model.set_adapter(ITEM_ADAPTER, inference_mode=True)
+    encoder = recommender.encoder.over(catalog)  # which begins with the recommender's own items
+    encoder.batch_size = arguments.batch_size
     table = encoder.encode_items_into(blocks, autocast=torch.bfloat16 if arguments.bf16 else None, progress=progress)
     if state.is_main_process:
         rows.to_jsonl(output / "items.jsonl")

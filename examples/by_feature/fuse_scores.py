@@ -64,9 +64,9 @@ def laser_scorer(recommender: LaserRecommender, samples: list[Sample], batch_siz
 def other_scorer(name: str, recommender: LaserRecommender, known: list[list[int]]) -> Scorer:
     """Make the scores that are added; those that count are fit to `known`."""
     if name == "recommender":
-        if recommender.recommender is None:
+        if recommender.id_recommender is None:
             raise ConfigurationError("--with must not be recommender here: the folder holds no ID recommender")
-        return history_scorer(recommender.recommender, recommender.device)
+        return history_scorer(recommender.id_recommender, recommender.device)
     kind = ItemKNN if name == "item-knn" else Popularity
     return history_scorer(kind(len(recommender.items)).fit(known))
 

@@ -47,8 +47,8 @@ def provide_id_recommender(
             )
         return load_recommender(name)
     origin = {
-        "recommender": name,
-        "recommender_epochs": arguments.id_recommender_epochs,
+        "id_recommender": name,
+        "id_recommender_epochs": arguments.id_recommender_epochs,
         "seed": arguments.seed,
         "data": data.content_hash,
     }

@@ -30,7 +30,9 @@ def encoder_of(recommender: Any, batch_size: int = 3) -> Any:
     prompts = PromptEncoder(recommender.template, recommender.base.tokenizer, catalog, collator.prompts.max_length)
     collator = HistoryCollator(prompts, collator.pad_token_id, collator.max_items)
     recommender.model.set_adapter("items")
-    return HistoryEncoder(recommender.model, collator, recommender.id_recommender, recommender.device, batch_size)
+    return HistoryEncoder(
+        recommender.model, collator, recommender.id_recommender, recommender.device, batch_size=batch_size
+    )
 
 
 def shards_in(folder: Path) -> Any:

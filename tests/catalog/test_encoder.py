@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from peft_bituning import LaserRecommender
 from peft_bituning.base_models import BaseModel
 from peft_bituning.catalog import HistoryEncoder, ItemTable, TableShards
+from peft_bituning.catalog.history_settings import HistorySettings
 from peft_bituning.data import PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.errors import ArtifactError, ConfigurationError, InputError
@@ -24,7 +25,7 @@ HISTORIES = [[0, 1, 2], [5], [], [3, 4, 5, 6, 7, 8, 9], [11, 10], [1, 0, 2], [7]
 @pytest.fixture(scope="module")
 def encoder(trained) -> HistoryEncoder:
     made = trained.recommender.encoder
-    return HistoryEncoder(made.model, made.collator, made.recommender, torch.device("cpu"), batch_size=3)
+    return HistoryEncoder(made.model, made.collator, made.id_recommender, torch.device("cpu"), batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,9 @@ def alone(encoder) -> np.ndarray:
 @settings(deadline=None, max_examples=15)
 @given(st.permutations(range(len(HISTORIES))), st.integers(1, 8))
 def test_embeddings_depend_neither_on_batch_nor_on_order(encoder, alone, order: list[int], batch_size: int) -> None:
-    some = HistoryEncoder(encoder.model, encoder.collator, encoder.id_recommender, encoder.device, batch_size)
+    some = HistoryEncoder(
+        encoder.model, encoder.collator, encoder.id_recommender, encoder.device, batch_size=batch_size
+    )
     found = some.encode([HISTORIES[row] for row in order], distributed=False)
     assert found.dtype == torch.float32 and found.device.type == "cpu"
     assert found.numpy() == pytest.approx(alone[order], abs=1e-5)
@@ -63,7 +66,7 @@ def test_a_cpu_takes_few_tokens_a_pass(encoder, alone, monkeypatch) -> None:
     shapes.clear()
     assert some.encode(HISTORIES).numpy() == pytest.approx(alone, abs=1e-5)
     assert [rows for rows, _ in shapes] == [1] * len(HISTORIES)  # a row that is too long alone is run all the same
-    some.recommender = None  # nothing else is to be read off then: rows share their start
+    some.id_recommender = None  # nothing else is to be read off then: rows share their start
     assert [len(rows) for rows in some._passes([9] * 6, world=1)] == [4, 2]
 
 
@@ -85,7 +88,11 @@ def test_swapped_collaborative_histories_change_embeddings(encoder, alone) -> No
 def test_the_newest_states_are_made_from_the_whole_history(encoder) -> None:
     history = HISTORIES[3]
     newest = HistoryEncoder(
-        encoder.model, encoder.collator, encoder.id_recommender, encoder.device, max_collaborative_states=2
+        encoder.model,
+        encoder.collator,
+        encoder.id_recommender,
+        encoder.device,
+        HistorySettings(max_collaborative_states=2),
     )
     batch = encoder.collator([history])
     states = encoder.id_recommender.encode(batch.item_indices, batch.item_mask)[:, -2:]
@@ -117,14 +124,14 @@ def test_items_are_one_item_histories(encoder) -> None:
 def test_items_by_what_they_are_scored_by(encoder, alone) -> None:
     """`embedding` changes what the prefix reads of items, and of items alone."""
     made = (encoder.model, encoder.collator, encoder.id_recommender, encoder.device)
-    other = HistoryEncoder(*made, item_collaborative="embedding")
+    other = HistoryEncoder(*made, HistorySettings(item_collaborative="embedding"))
     inputs, batch = other.inputs([[3], [4]], "item")
     vectors = encoder.id_recommender.encode_items(batch.item_indices, batch.item_mask)
     assert torch.equal(inputs["collaborative_embeds"], vectors)
     assert float((other.encode_items(4, first=3) - encoder.encode_items(4, first=3)).norm(dim=1).min()) > 1e-3
     torch.testing.assert_close(other.encode(HISTORIES).numpy(), alone, atol=1e-5, rtol=0)
     with pytest.raises(ConfigurationError, match="item_collaborative must be one of history, embedding, got 'state'"):
-        HistoryEncoder(*made, item_collaborative="state")
+        HistorySettings(item_collaborative="state")
 
 
 def test_a_batch_has_rows(encoder) -> None:
@@ -260,7 +267,7 @@ def test_prompts_cut_are_counted_and_their_tokens_are_not_kept(trained, tmp_path
     old = made.collator.prompts
     prompts = PromptEncoder(old.template, old.tokenizer, old.items, old.max_length, max_item_tokens=12)
     collator = HistoryCollator(prompts, made.collator.pad_token_id, made.collator.max_items)
-    encoder = HistoryEncoder(made.model, collator, made.recommender, made.device)
+    encoder = HistoryEncoder(made.model, collator, made.id_recommender, made.device)
     encoder.encode_items_into(TableShards(tmp_path, 12, {}, shard_size=4))
     assert prompts.counts["items_cut"] == 2 * 12  # once for its length, once for its batch
     assert not prompts._bodies

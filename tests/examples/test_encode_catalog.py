@@ -105,7 +105,7 @@ def test_the_table_serves(script: ModuleType, flags: list[str], new_items: Path,
     catalog, table = read(tmp_path / "table")
     old = trained.recommender
     served = LaserRecommender(
-        old.base, old.model, catalog, table, old.template, old.recommender, old.settings, device="cpu"
+        old.base, old.model, catalog, table, old.template, old.id_recommender, old.settings, device="cpu"
     )
     found, expected = (each.recommend([["007", "8"]], k=5)[0] for each in (served, old))
     assert [item for item, _ in found] == [item for item, _ in expected]

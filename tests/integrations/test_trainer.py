@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel, get_peft_model
-from peft_bituning.training.loop import UpdateLoop
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
@@ -24,6 +23,8 @@ from peft_bituning.data import LeaveOneOut, Sample
 from peft_bituning.integrations.trainer import CatalogLoss, SampleCollator
 from peft_bituning.losses import catalog_contrastive_loss, load_balancing_loss
 from peft_bituning.training import LaserArguments
+from peft_bituning.training.stage_rows import StageRows
+from peft_bituning.training.update import Update
 from peft_bituning.training.update_plan import share_of
 
 pytestmark = pytest.mark.timeout(900)  # processes of their own
@@ -70,7 +71,7 @@ def start(trained, tiny_base, headless: bool = False) -> tuple[PeftModel, Histor
     config.inference_mode, config.router_aux_loss_coef = False, 0.3
     model = get_peft_model(base.model if headless else base, config)
     kept = trained.recommender.encoder
-    encoder = HistoryEncoder(model, kept.collator, kept.recommender, torch.device("cpu"))
+    encoder = HistoryEncoder(model, kept.collator, kept.id_recommender, torch.device("cpu"))
     table = ItemTable.from_embeddings(encoder.encode_items(len(trained.data.items)))
     return model.train(), encoder, table
 
@@ -114,11 +115,10 @@ def test_the_loops_updates(trained, tiny_base, samples: list[Sample], headless: 
         max_grad_norm=1.0,
     )
     model, encoder, table = start(trained, tiny_base, headless)
-    accelerator = Accelerator(cpu=True)
-    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], RATE, weight_decay=0)
-    loop = UpdateLoop(accelerator, encoder, model, accelerator.prepare(optimizer), arguments, 0.3, 3)
+    step = Update(Accelerator(cpu=True), model, arguments, RATE, 3)
+    rows = StageRows(encoder, samples, table, arguments, together=False)
     updates = [list(range(first, min(first + ROWS, 11))) for first in range(0, 11, ROWS)]
-    losses = [loop.run(samples, update, table, "here")["loss"] for update in updates]
+    losses = [step.run(rows, update, "here")["loss"] for update in updates]
     expected = weights(model)
 
     AcceleratorState._reset_state(reset_partial_state=True)

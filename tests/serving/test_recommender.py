@@ -240,7 +240,7 @@ def test_new_columns_do_not_change_the_text_of_present_items(trained) -> None:
         ItemCatalog.from_records(records),
         present.table,
         replace(PromptTemplate.from_preset("paper"), fields=None),
-        present.recommender,
+        present.id_recommender,
         present.settings,
         "cpu",
     )
@@ -340,14 +340,14 @@ def test_the_example_in_the_docs_runs(trained, tmp_path, monkeypatch, capsys) ->
 def test_a_table_of_another_size_is_refused(trained) -> None:
     present = trained.recommender
     table = ItemTable(present.table.embeddings[:-1])
-    with pytest.raises(ConfigurationError, match="the item table must have 12 rows, one an item, got 11"):
+    with pytest.raises(ConfigurationError, match="the item table must have 12 rows, one per item, got 11"):
         LaserRecommender(
             present.base,
             present.model,
             present.items,
             table,
             present.template,
-            present.recommender,
+            present.id_recommender,
             present.settings,
             "cpu",
         )

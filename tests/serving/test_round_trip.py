@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from peft_bituning.training.ranking import rank_users
 
 from peft_bituning import LaserRecommender
 from peft_bituning.data import LeaveOneOut
-from peft_bituning.evaluation import RankingReport
+from peft_bituning.evaluation import RankingReport, rank_users
 from peft_bituning.recommenders import Precomputed
 from peft_bituning.training import fit
 

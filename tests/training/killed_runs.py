@@ -151,7 +151,7 @@ POINTS: dict[str, tuple[Install, int, signal.Signals, int]] = {
     "update: first of epoch 2": (around(_update, "run", "before"), 5, KILL, 8),
     "update: last of epoch 2": (around(_update, "run", "after"), 8, KILL, 6),
     "update: within stage 2": (around(_update, "run", "before"), 10, KILL, 4),
-    "items: encoding for epoch 2": (around(_encoder, "forward", "after", _is_item), 5, KILL, 8),
+    "items: encoding for epoch 2": (around(_encoder, "forward", "after", _is_item), 7, KILL, 8),
     "validation: of epoch 1": (around(_module("training.stages"), "rank_users", "before"), 1, KILL, 10),
     "validation: of epoch 2, done": (around(_module("training.stages"), "rank_users", "after"), 2, KILL, 6),
     "validation: of stage 2": (around(_module("training.stages"), "rank_users", "before"), 3, KILL, 2),
@@ -170,7 +170,7 @@ POINTS: dict[str, tuple[Install, int, signal.Signals, int]] = {
     "end: results written": (around(_module("training.fit"), "write_whole", "after"), 2, KILL, 0),
     "Ctrl-C: within an update": (around(_update, "run", "before"), 7, INTERRUPT, 6),
     "Ctrl-C: within a checkpoint": (half_a_file, 6, INTERRUPT, 10),
-    "Ctrl-C: while encoding items": (around(_encoder, "forward", "before", _is_item), 6, INTERRUPT, 8),
+    "Ctrl-C: while encoding items": (around(_encoder, "forward", "before", _is_item), 8, INTERRUPT, 8),
 }
 
 

@@ -35,7 +35,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("weight_decay", -0.1, ">= 0"),
     ("cuts", "first_cut", "one of every_cut, random_cut, last_cut"),
     ("item_collaborative", "state", "one of history, embedding"),
-    ("mixed_precision", "int8", "no, bf16, fp16 or None"),
+    ("mixed_precision", "int8", "one of None, no, bf16, fp16"),
 ]
 
 
@@ -64,7 +64,7 @@ def test_paper() -> None:
     assert (arguments.stage1_epochs, arguments.stage2_epochs) == (15, 5)
     assert (arguments.per_device_train_batch_size, arguments.learning_rate) == (4, 1e-4)
     assert arguments.stage2_learning_rate == 1e-4
-    assert (arguments.temperature, arguments.recommender) == (0.05, "bert4rec")
+    assert (arguments.temperature, arguments.id_recommender) == (0.05, "bert4rec")
     assert (arguments.output_dir, arguments.seed) == ("out", 3)
     assert LaserArguments.paper("out", learning_rate=1.0).learning_rate == 1.0
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import get_peft_model
-from peft_bituning.training.loop import UpdateLoop
 from torch.utils.flop_counter import FlopCounterMode
 
 from peft_bituning import BiTuningConfig
@@ -18,6 +17,8 @@ from peft_bituning.catalog import HistoryEncoder, ItemTable
 from peft_bituning.data import PRESETS, ItemCatalog, LeaveOneOut, PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.training import LaserArguments
+from peft_bituning.training.stage_rows import StageRows
+from peft_bituning.training.update import Update
 from peft_bituning.training.update_plan import plan_updates
 
 ITEMS, PREFIX, ROWS = 40, 4, 8
@@ -43,17 +44,11 @@ class Epoch:
         collator = HistoryCollator(self.prompts, 0, 1)
         encoder = HistoryEncoder(self.model, collator, None, torch.device("cpu"))
         self.samples = LeaveOneOut(histories).training_samples("every_cut", 0, 0)
-        of_users = [sample.user for sample in self.samples]
-        lengths = [collator.length(sample.history) for sample in self.samples]
-        self.updates = plan_updates(lengths, ROWS, 0, 0, of_users)
-        own = [value for value in self.model.parameters() if value.requires_grad]
         arguments = LaserArguments.paper(str(folder), **changes)
-        optimizer = torch.optim.SGD(own, 0.0)
-        accelerator = Accelerator(cpu=True)
-        self.loop = UpdateLoop(
-            accelerator, encoder, self.model, accelerator.prepare(optimizer), arguments, 0.0, 99, PREFIX + 1, True
-        )
-        self.table = ItemTable.from_embeddings(torch.randn(ITEMS, base.model.config.hidden_size))
+        self.update = Update(Accelerator(cpu=True), self.model, arguments, 0.0, 99)
+        table = ItemTable.from_embeddings(torch.randn(ITEMS, base.model.config.hidden_size))
+        self.rows = StageRows(encoder, self.samples, table, arguments, together=True)
+        self.updates = plan_updates(self.rows.lengths, ROWS, 0, 0, self.rows.users)
         self.slots: list[int] = []
         base.model.model.layers[0].register_forward_pre_hook(
             lambda _m, inputs: self.slots.append(inputs[0].shape[0] * inputs[0].shape[1])
@@ -63,7 +58,7 @@ class Epoch:
 
     def run(self) -> list[float]:
         """Make every update and return the losses."""
-        return [self.loop.run(self.samples, update, self.table, "here")["loss"] for update in self.updates]
+        return [self.update.run(self.rows, update, "here")["loss"] for update in self.updates]
 
     def needed(self) -> int:
         """Return the tokens of the epoch that differ: prefix and instruction once an update, each user's items once."""

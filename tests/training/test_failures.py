@@ -168,7 +168,7 @@ def test_refused_before_a_recommender_is_trained(
     settings: dict[str, Any], message: str, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit_module = importlib.import_module("peft_bituning.training.fit")
-    monkeypatch.setattr(fit_module, "provide_recommender", lambda *_: pytest.fail("trained first"))
+    monkeypatch.setattr(fit_module, "provide_id_recommender", lambda *_: pytest.fail("trained first"))
     with pytest.raises(ConfigurationError, match=message):
         train(known=None, id_recommender="sasrec", **settings)
 
@@ -277,6 +277,6 @@ def test_recommender_of_other_settings_is_not_taken_over(train: Train, tmp_path:
 
 def test_another_methods_config(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> None:
     arguments = LaserArguments.paper(str(tmp_path / "out"))
-    with pytest.raises(ConfigurationError, match="config must be a BiTuningConfig, got ILoRAConfig; peft_bituning"):
+    with pytest.raises(ConfigurationError, match="config must be a BiTuningConfig, got ILoRAConfig; examples"):
         fit(few, None, tiny_base(), ILoRAConfig(), arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

@@ -69,7 +69,7 @@ def test_provenance_in_the_results(trained: Any) -> None:
     assert results["dataset"]["users_not_evaluated"] == 0
     assert results["prompts"]["twins"] == 0
     assert results["settings"]["seed"] == 0 and results["settings"]["processes"] == 1
-    assert results["base_model"] == "tiny-llama" and results["recommender"] == "sasrec"
+    assert results["base_model"] == "tiny-llama" and results["id_recommender"] == "sasrec"
     assert results["adapter"]["num_experts"] == 2
     assert (
         results["parameters"]["trainable"] == sum(value.numel() for value in _weights(trained.recommender).values())
@@ -238,7 +238,7 @@ def test_other_adapters(encoder: str, pooling: str, train: Train, tmp_path: Path
     assert ("frozen ID recommender (precomputed)" in names) == collaborative
     assert (results["swapped_collaborative"] is not None) == collaborative
     assert (results["epochs"][0]["expert_load"] is not None) == (encoder == "mformer")
-    assert (trained.recommender is not None) == collaborative
+    assert (trained.id_recommender is not None) == collaborative
     assert len(trained.recommend([["i1", "i2"]], k=3)[0]) == 3
     assert (tmp_path / "output" / "training_curves.png").is_file()
 
@@ -274,7 +274,7 @@ def test_a_text_without_tokens_is_refused(train: Train) -> None:
 
 def test_saved_recommender_by_its_folder(train: Train, trained: Any, tmp_path: Path) -> None:
     train(data=trained.data, known=None, id_recommender=str(trained.folder / "recommender"))
-    assert _results(tmp_path / "output")["recommender"] == "sasrec"
+    assert _results(tmp_path / "output")["id_recommender"] == "sasrec"
     theirs, ours = (load_recommender(folder / "recommender") for folder in (trained.folder, tmp_path / "output"))
     assert theirs.content_hash() == ours.content_hash()
 
@@ -287,7 +287,7 @@ def test_items_by_what_the_recommender_scores_them_by(train: Train, trained: Any
     for recommender in (made, loaded):
         encoded = torch.from_numpy(recommender.encode_items(normalize_embeddings=True))
         torch.testing.assert_close(encoded, recommender.table.embeddings, atol=1e-5, rtol=0)
-        assert recommender.encoder.item_collaborative == "embedding"
+        assert recommender.encoder.settings.item_collaborative == "embedding"
 
 
 def test_template_from_a_file(train: Train, tmp_path: Path) -> None:

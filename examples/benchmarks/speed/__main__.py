@@ -26,8 +26,8 @@ import setting
 import torch
 import train_step
 
+from peft_bituning.assembly import read_template
 from peft_bituning.errors import BiTuningError
-from peft_bituning.training.inputs import check_attributes
 
 BENCHMARKS = ("train_step", "encode", "loss", "rank", "memory")
 HAS_PROC = Path("/proc/self/clear_refs").exists()  # what memory is read from
@@ -57,7 +57,7 @@ def main() -> None:
         if value:
             os.environ[name] = value  # for the processes of memory, too
     try:
-        check_attributes(arguments.attributes, setting.interactions().items)
+        read_template("paper", arguments.attributes, setting.interactions().items)
     except BiTuningError as error:
         parser.error(str(error))
     torch.set_num_threads(1)

@@ -47,7 +47,7 @@ class Titles:
         model = setting.tuned(kernel, **settings).eval()
         cast(BiTuningModel, model.base_model).share_start = shares
         encoder = HistoryEncoder(
-            model, self.collator, self.recommender if has_experts else None, torch.device("cpu"), BATCH
+            model, self.collator, self.recommender if has_experts else None, torch.device("cpu"), batch_size=BATCH
         )
 
         def way() -> None:

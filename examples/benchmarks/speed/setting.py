@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_bituning import BiTuningConfig
+from peft_bituning.assembly import read_template
 from peft_bituning.base_models import BaseModel, load_base_model
 from peft_bituning.data import Interactions, ItemCatalog, PromptTemplate, load_interactions
 from peft_bituning.errors import ConfigurationError, DataError
-from peft_bituning.training.inputs import read_template
 
 PREFIX = 32
 SAVED = "SPEED_BASE_MODEL"  # environment variable: a folder with the language model, unpacked once for many processes
@@ -73,7 +73,7 @@ def name() -> str:
 def tuned(kernel: str = "eager", **settings: object) -> PeftModel:
     """Return a copy of the language model with a fresh adapter, the same one for the same settings."""
     torch.manual_seed(0)
-    config = BiTuningConfig(num_virtual_tokens=PREFIX, **settings)  # type: ignore[arg-type]
+    config = BiTuningConfig.paper(num_virtual_tokens=PREFIX, **settings)  # type: ignore[arg-type]
     return get_peft_model(language_model(kernel).model, config)
 
 
