@@ -106,7 +106,7 @@ def test_other_recommenders_or_none_make_the_trip_too(kind, trained, tiny_argume
         given = Precomputed(torch.randn(12, 8, generator=torch.Generator().manual_seed(0)))
     config = replace(tiny_config, prefix_encoder="linear" if given else "static")
     arguments = tiny_arguments(tmp_path / "output", id_recommender="none", stage2_epochs=0)
-    here = fit(trained.data, base_model=trained.base_folder, config=config, arguments=arguments, recommender=given)
+    here = fit(trained.data, base_model=trained.base_folder, config=config, arguments=arguments, id_recommender=given)
     again = LaserRecommender.from_pretrained(tmp_path / "output", base_model=trained.base_folder, device="cpu")
     assert (tmp_path / "output" / "recommender").exists() == (given is not None)
     asked = [["007", "8"], []]
