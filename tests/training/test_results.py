@@ -1,14 +1,14 @@
 """What a run writes beside its weights."""
 
+import hashlib
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from peft_bituning.data import Interactions
-from peft_bituning.training.results import data_hash, to_json, weight_change, write_whole
+from peft_bituning.training.results import data_hash, weight_change
 
 
 def test_weight_change() -> None:
@@ -27,13 +27,7 @@ def test_data_hash_sees_every_part(few: Interactions) -> None:
     assert data_hash(few) == data_hash(replace(few, source="elsewhere"))
 
 
-def test_to_json() -> None:
-    assert to_json({"a": {3, 1}, "b": (1, 2), "c": Path("x")}) == {"a": [1, 3], "b": [1, 2], "c": "x"}
-
-
-def test_write_whole(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    write_whole(path, json.dumps({"a": 1}))
-    write_whole(path, json.dumps({"a": 2}))
-    assert json.loads(path.read_text()) == {"a": 2}
-    assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
+def test_data_hash_stays_what_it_is(few: Interactions) -> None:
+    """Runs of before are gone on with, and finished ones known again, by it."""
+    parts = [json.dumps(few.items.item_ids), json.dumps([few.user_ids, few.histories])]
+    assert data_hash(few) == hashlib.sha256("".join(parts).encode()).hexdigest()
