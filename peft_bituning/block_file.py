@@ -155,8 +155,8 @@ class BlockFile:
             OSError: the folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for place in (self.folder / ORIGIN_FILE, self.path, *self.folder.glob(_JOURNALS)):
-            place.unlink(missing_ok=True)  # the description first: without it nothing else is read
+        for place in (self.path, *self.folder.glob(_JOURNALS)):  # so that no description is ever of another file
+            place.unlink(missing_ok=True)
         shape = list(self.shape)
         described = {"origin": self.origin, "shape": shape, "dtype": self.dtype, "block_size": self.block_size}
         write_whole(self.folder / ORIGIN_FILE, json.dumps(described, indent=2))

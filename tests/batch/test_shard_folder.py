@@ -48,7 +48,7 @@ def test_shards_are_found_again(folder: ShardFolder, three: dict[int, ShardRecor
 def test_datasets_load_the_folder_at_any_time(
     folder: ShardFolder, three: dict[int, ShardRecord], tmp_path: Path
 ) -> None:
-    (folder.folder / ".part-00003.parquet.partial").write_bytes(b"PAR1")  # of a process that is still writing
+    (folder.folder / ".part-00003.parquet.tmp").write_bytes(b"PAR1")  # of a process that is still writing
     expected = [row for number in range(3) for row in columns(number)["user_id"]]
     for arguments in ({"path": "parquet", "data_dir": str(folder.folder)}, {"path": str(folder.folder)}):
         rows = load_dataset(**arguments, split="train", cache_dir=str(tmp_path / "cache"))

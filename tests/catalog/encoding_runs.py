@@ -1,9 +1,9 @@
-"""Encodes a catalog of 26 items, four a shard: `python encoding_runs.py kills|processes SAVED BASE_MODEL WORK`.
+"""Encodes a catalog of 26 items, four per block: `python encoding_runs.py kills|processes SAVED BASE_MODEL WORK`.
 
 `kills`: one process imports everything and then forks: for each point a child that dies of a real signal, and a child
 that goes on. Nothing in the package knows of this: the points are wrapped around it from outside. Writes `kills.json`.
 
-`processes`: every process that a launcher started encodes its share, then one shard is truncated and all encode again.
+`processes`: every process that a launcher started encodes its share, then one block is damaged and all encode again.
 Each writes which items it encoded, and its table's checksum, to `process-N.json`.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SHARD_SIZE = 4
+BLOCK_SIZE = 4
 RECORDS = [{"item_id": f"new {n}", "title": f"thing {n} of {n * n}", "brand": "Acme"} for n in range(14)]
 
 
@@ -35,11 +35,11 @@ def encoder_of(recommender: Any, batch_size: int = 3) -> Any:
     )
 
 
-def shards_in(folder: Path) -> Any:
-    """Return the shards of the catalog."""
-    from peft_bituning.catalog import TableShards
+def blocks_in(folder: Path) -> Any:
+    """Return the block file of the catalog."""
+    from peft_bituning.catalog import table_blocks
 
-    return TableShards(folder, 12 + len(RECORDS), {"weights": "these"}, SHARD_SIZE)
+    return table_blocks(folder, 12 + len(RECORDS), {"weights": "these"}, BLOCK_SIZE)
 
 
 def watch_items() -> list[int]:
@@ -65,7 +65,7 @@ def kill(*_: Any) -> None:
 def at(owner: Any, name: str, n: int, when: str, only: str = "") -> Callable[[], None]:
     """Return what lets this process die at the n-th call of `owner.name`; `only` is the end of a replaced file's name.
 
-    Where `when` is `half`, half of the file that the call wrote is on the disk.
+    Where `when` is `half`, half of the block that the call wrote is on the disk, and not in the journal.
     """
 
     def install() -> None:
@@ -79,9 +79,8 @@ def at(owner: Any, name: str, n: int, when: str, only: str = "") -> Callable[[],
             if due and when == "before":
                 kill()
             result = original(*args, **kwargs)
-            if due and when == "half":
-                path = next(Path(each) for each in args if isinstance(each, Path))
-                os.truncate(path, path.stat().st_size // 2)
+            if due and when in ("half", "not in the journal"):
+                _undo(*args, half=when == "half")
             if due:
                 kill()
             return result
@@ -91,31 +90,43 @@ def at(owner: Any, name: str, n: int, when: str, only: str = "") -> Callable[[],
     return install
 
 
-def points() -> dict[str, tuple[Callable[[], None], int]]:
-    """Return where to die, and how many shards are finished by then; six of four items and one of two."""
-    from peft_bituning.catalog import HistoryEncoder, table_shards
+def _undo(file: Any, block: int, rows: Any, rank: int, half: bool) -> None:
+    """Take back the second half of a block, and its line of the journal."""
+    if half:
+        with file.path.open("r+b") as stream:
+            end = file.path.stat().st_size - (file.shape[0] - file.rows(block).stop) * file.shape[1] * 4
+            stream.seek(end - rows.nbytes // 2)
+            stream.write(bytes(rows.nbytes // 2))
+    journal = file.folder / f"blocks-{rank}.jsonl"
+    os.truncate(journal, journal.stat().st_size - 30)
 
-    table, index = "/item_table.safetensors", "index.json"
+
+def points() -> dict[str, tuple[Callable[[], None], int]]:
+    """Return where to die, and how many blocks are finished by then; six of four items and one of two."""
+    from peft_bituning.block_file import BlockFile
+    from peft_bituning.catalog import HistoryEncoder
+
+    table, origin = "/item_table.safetensors", "/origin.json"
     return {
         "first forward pass": (at(HistoryEncoder, "forward", 1, "before"), 0),
-        "second forward pass of the third shard": (at(HistoryEncoder, "forward", 6, "after"), 2),
-        "first shard half-written": (at(table_shards, "save_file", 1, "half"), 0),
-        "fourth shard half-written": (at(table_shards, "save_file", 4, "half"), 3),
-        "fourth shard written, not in its place": (at(os, "replace", 4, "before", ".safetensors"), 3),
-        "fourth shard just in its place": (at(os, "replace", 4, "after", ".safetensors"), 4),
-        "last shard just in its place": (at(os, "replace", 7, "after", ".safetensors"), 7),
-        "table half-written": (at(table_shards, "write_rows", 1, "half"), 7),
-        "table written, index not in its place": (at(os, "replace", 1, "before", index), 7),
-        "index in its place, table not": (at(os, "replace", 1, "before", table), 7),
-        "all in its place": (at(os, "replace", 1, "after", table), 7),
+        "second forward pass of the third block": (at(HistoryEncoder, "forward", 6, "after"), 2),
+        "description written, not in its place": (at(os, "replace", 1, "before", origin), 0),
+        "described, the file not written": (at(os, "replace", 1, "after", origin), 0),
+        "file written, not in its place": (at(os, "replace", 1, "before", table), 0),
+        "file just in its place": (at(os, "replace", 1, "after", table), 0),
+        "first block half-written": (at(BlockFile, "write", 1, "half"), 0),
+        "fourth block half-written": (at(BlockFile, "write", 4, "half"), 3),
+        "fourth block written, not in the journal": (at(BlockFile, "write", 4, "not in the journal"), 3),
+        "fourth block finished": (at(BlockFile, "write", 4, "after"), 4),
+        "last block half-written": (at(BlockFile, "write", 7, "half"), 6),
+        "all finished": (at(BlockFile, "write", 7, "after"), 7),
     }
 
 
-def state(folder: Path) -> dict[str, list[int]]:
-    """Return inode and time of every shard that is in its place."""
-    return {
-        path.name: [path.stat().st_ino, path.stat().st_mtime_ns] for path in sorted(folder.glob("item_table-*-of-*"))
-    }
+def finished(folder: Path) -> list[int]:
+    """Return the blocks that are finished."""
+    file = blocks_in(folder).begun()
+    return [] if file is None else sorted(file.finished())
 
 
 def fork(action: Callable[[], Any]) -> int:
@@ -149,29 +160,29 @@ def kills(saved: Path, base_model: Path, work: Path) -> None:
 
         def go_on(folder: Path = folder, result: Path = result) -> None:
             seen = watch_items()
-            table = encoder.encode_items_into(shards_in(folder))
+            table = encoder.encode_items_into(blocks_in(folder))
             result.write_text(json.dumps({"items": seen, "checksum": table.checksum()}))
 
         def die(folder: Path = folder, install: Callable[[], None] = install) -> None:
             install()
-            encoder.encode_items_into(shards_in(folder))
+            encoder.encode_items_into(blocks_in(folder))
 
         status = fork(die)
-        before = state(folder)
+        before = finished(folder)
         code = fork(go_on)
         outcomes[name] = {
             "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
             "resumed": code,
             "before": before,
-            "after": state(folder),
-            "left": sorted(path.name for path in folder.iterdir() if path.name.startswith(".")),
+            "after": finished(folder),
+            "files": sorted(path.name for path in folder.iterdir()),
             **json.loads(result.read_text()),
         }
     (work / "kills.json").write_text(json.dumps(outcomes))
 
 
 def processes(saved: Path, base_model: Path, work: Path) -> None:
-    """Encode twice, the second time one shard alone."""
+    """Encode twice, the second time one block alone."""
     import torch
     from accelerate import Accelerator, PartialState
     from accelerate.utils import DistributedType
@@ -186,16 +197,17 @@ def processes(saved: Path, base_model: Path, work: Path) -> None:
     accelerator = Accelerator()
     encoder = encoder_of(LaserRecommender.from_pretrained(saved, base_model=base_model, device="cpu"))
     prepare_model(accelerator, encoder.model)
-    shards = shards_in(work / "table")
+    blocks = blocks_in(work / "table")
     seen = watch_items()
     outcomes = []
     for again in (False, True):
         if again and accelerator.is_main_process:
-            os.truncate(shards.path(3), 200)
-            (shards.folder / "item_table.safetensors").unlink()
+            damaged = bytearray(blocks.path.read_bytes())
+            damaged[-12 * 32 * 4] ^= 1  # item 14 of 26: of block 3
+            blocks.path.write_bytes(damaged)
         accelerator.wait_for_everyone()
-        table = encoder.encode_items_into(shards)
-        outcomes.append({"items": list(seen), "checksum": table.checksum(), "files": state(shards.folder)})
+        table = encoder.encode_items_into(blocks)
+        outcomes.append({"items": list(seen), "checksum": table.checksum()})
         seen.clear()
         accelerator.wait_for_everyone()
     sharded = hasattr(encoder.model, "unshard")

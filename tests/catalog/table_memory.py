@@ -9,15 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft_bituning.catalog.table_file import write_rows
 
-from peft_bituning.catalog import ItemTable, TableShards
+from peft_bituning.catalog import ItemTable, table_blocks
 
-ITEMS, WIDTH, SHARD = 65_536, 1_024, 4_096
+ITEMS, WIDTH, BLOCK = 65_536, 1_024, 4_096
 _ANONYMOUS = re.compile(r"RssAnon:\s+(\d+) kB")
 
 
@@ -48,27 +48,27 @@ def measured(step: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def main(folder: Path) -> None:
-    """Write shards, and go through everything that is done to a table."""
+    """Write blocks, and go through everything that is done to a table."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    shards = TableShards(folder, ITEMS, {}, shard_size=SHARD)
+    blocks = replace(table_blocks(folder, ITEMS, {}, BLOCK), shape=(ITEMS, WIDTH))
+    blocks.create()
     found: dict[str, float] = {}
 
     def write() -> None:
-        for number in range(len(shards)):
-            shards.write(number, torch.randn(SHARD, WIDTH, generator=generator))
+        for block in range(blocks.num_blocks):
+            rows = ItemTable.from_embeddings(torch.randn(BLOCK, WIDTH, generator=generator))
+            blocks.write(block, rows.embeddings)
 
-    _, found["write shards"] = measured(write)
-    _, found["verify shards"] = measured(lambda: [shards.is_whole(number) for number in range(len(shards))])
-    _, found["assemble"] = measured(shards.assemble)
-    _, found["verify the table"] = measured(shards.is_complete)
+    _, found["write blocks"] = measured(write)
+    finished, found["verify blocks"] = measured(blocks.finished)
     path = folder / "item_table.safetensors"
     table, found["load"] = measured(lambda: ItemTable.load(path, ITEMS))
+    assert len(finished) == blocks.num_blocks
     _, found["checksum"] = measured(table.checksum)
     _, found["save"] = measured(lambda: table.save(path))
     _, found["score"] = measured(lambda: table.scores(torch.ones(4, WIDTH)))
-    parts = (chunk.bfloat16() for chunk in table.embeddings.split(SHARD))
-    write_rows(folder / "halves.safetensors", parts, (ITEMS, WIDTH), torch.bfloat16)
+    ItemTable(table.embeddings.bfloat16()).save(folder / "halves.safetensors")
     halves = ItemTable.load(folder / "halves.safetensors", ITEMS)
     _, found["score bfloat16"] = measured(lambda: halves.scores(torch.ones(4, WIDTH)))
     _, found["a copy"] = measured(table.embeddings.clone)

@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 
 from peft_bituning import LaserRecommender
 from peft_bituning.base_models import BaseModel
-from peft_bituning.catalog import HistoryEncoder, ItemTable, TableShards
+from peft_bituning.block_file import BlockFile
+from peft_bituning.catalog import HistoryEncoder, ItemTable, table_blocks
 from peft_bituning.catalog.history_settings import HistorySettings
 from peft_bituning.data import PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
@@ -180,7 +181,7 @@ def test_an_embedding_that_is_not_finite_is_named_by_its_row(encoder) -> None:
         weight.data[own] = kept
 
 
-# ---------------------------------------------------------------------- into shards
+# ---------------------------------------------------------------------- into blocks
 
 
 @pytest.fixture
@@ -199,50 +200,108 @@ def encoded(monkeypatch) -> list[int]:
 
 @settings(deadline=None, max_examples=12)
 @given(st.integers(1, 14), st.integers(1, 12), st.integers(0, 11))
-def test_shards_of_any_size_are_the_whole_table(encoder, tmp_path_factory, size: int, items: int, first: int) -> None:
+def test_blocks_of_any_size_are_the_whole_table(encoder, tmp_path_factory, size: int, items: int, first: int) -> None:
     items = min(items, 12 - first)
-    shards = TableShards(tmp_path_factory.mktemp("shards"), items, {}, size, first_item=first)
-    found = encoder.encode_items_into(shards).embeddings
+    blocks = table_blocks(tmp_path_factory.mktemp("blocks"), items, {}, size, first_item=first)
+    found = encoder.encode_items_into(blocks).embeddings
     expected = ItemTable.from_embeddings(encoder.encode_items(items, first)).embeddings
     # Which items share a batch decides the order of some sums, and so the last bits.
     assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
 
 
-def test_a_second_run_encodes_only_what_is_missing(encoder, encoded, tmp_path) -> None:
-    shards = TableShards(tmp_path / "table", 12, {"weights": "a"}, shard_size=5)
-    table = encoder.encode_items_into(shards)
+def test_a_second_run_encodes_only_what_is_missing(encoder, encoded, tmp_path, caplog) -> None:
+    blocks = table_blocks(tmp_path / "table", 12, {"weights": "a"}, block_size=5)
+    kept = encoder.encode_items_into(blocks).embeddings.clone()
     assert sorted(encoded) == list(range(12))
-    before = {path.name: path.stat().st_mtime_ns for path in shards.folder.iterdir()}
-    encoded.clear()
-    assert torch.equal(encoder.encode_items_into(shards).embeddings, table.embeddings)
-    assert encoded == []
-    assert {path.name: path.stat().st_mtime_ns for path in shards.folder.iterdir()} == before
-    (shards.folder / "item_table.safetensors").unlink()
-    assert torch.equal(encoder.encode_items_into(shards).embeddings, table.embeddings)
-    assert encoded == []
-    os.truncate(shards.path(1), shards.path(1).stat().st_size - 7)
-    os.truncate(shards.folder / "item_table.safetensors", 100)
-    assert torch.equal(encoder.encode_items_into(shards).embeddings, table.embeddings)
-    assert sorted(encoded) == [5, 6, 7, 8, 9]
-    for number in (0, 2):
-        assert shards.path(number).stat().st_mtime_ns == before[shards.path(number).name]
+
+    def again(size: int = 5) -> list[int]:
+        encoded.clear()
+        assert torch.equal(encoder.encode_items_into(replace(blocks, block_size=size)).embeddings, kept)
+        return sorted(encoded)
+
+    before = {path.name: path.stat().st_mtime_ns for path in blocks.folder.iterdir()}
+    assert again() == again(size=3) == []  # a finished table is one, whatever its blocks
+    assert {path.name: path.stat().st_mtime_ns for path in blocks.folder.iterdir()} == before
+    damaged = bytearray(blocks.path.read_bytes())
+    damaged[-6 * 32 * 4] ^= 1  # an item of the second block
+    blocks.path.write_bytes(damaged)
+    assert again() == [5, 6, 7, 8, 9]
+    assert again() == []
+    os.truncate(blocks.path, 100)
+    assert again() == list(range(12)) and "the item table is damaged and is made again: " in caplog.text
+    blocks.path.unlink()
+    assert again() == list(range(12))
 
 
-def test_shards_of_other_weights_are_refused(encoder, encoded, tmp_path) -> None:
-    shards = TableShards(tmp_path, 12, {"weights": "a"}, shard_size=5)
-    encoder.encode_items_into(shards)
+def test_a_table_of_other_weights_is_refused(encoder, encoded, tmp_path) -> None:
+    blocks = table_blocks(tmp_path, 12, {"weights": "a"}, block_size=5)
+    encoder.encode_items_into(blocks)
     encoded.clear()
-    with pytest.raises(ArtifactError, match="is of another table: identity.weights was 'a' and is 'b'; give another"):
-        encoder.encode_items_into(replace(shards, identity={"weights": "b"}))
+    with pytest.raises(ArtifactError, match="of another origin: identity.weights was 'a' and is 'b'; give another"):
+        encoder.encode_items_into(table_blocks(tmp_path, 12, {"weights": "b"}))
     with pytest.raises(ArtifactError, match="identity.autocast was None and is 'bfloat16'"):
-        encoder.encode_items_into(shards, autocast=torch.bfloat16)
+        encoder.encode_items_into(blocks, autocast=torch.bfloat16)
+    for other, message in (
+        (table_blocks(tmp_path, 11, {"weights": "a"}), r"shape was \[12\] and is \[11\]"),
+        (table_blocks(tmp_path, 12, {"weights": "a"}, first_item=1), "first_item was 0 and is 1"),
+        (table_blocks(tmp_path, 12, {"weights": "a"}, dtype=torch.bfloat16), "dtype was 'float32' and is 'bfloat16'"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            encoder.encode_items_into(other)
     assert encoded == []
+
+
+def test_a_table_of_somebody_else_is_not_overwritten(encoder, encoded, tmp_path) -> None:
+    table = ItemTable.from_embeddings(torch.ones(12, 4))
+    table.save(tmp_path / "item_table.safetensors")
+    with pytest.raises(ArtifactError, match="holds item_table.safetensors but no origin.json, so it was not made here"):
+        encoder.encode_items_into(table_blocks(tmp_path, 12, {}))
+    assert encoded == [] and ItemTable.load(tmp_path / "item_table.safetensors").checksum() == table.checksum()
+
+
+def test_rows_of_another_width_are_not_mixed(encoder, encoded, tmp_path) -> None:
+    """Where the identity does not tell two models apart."""
+    narrow = replace(table_blocks(tmp_path, 12, {}, block_size=5), shape=(12, 4))
+    narrow.create()
+    with pytest.raises(InputError, match=r"embeddings of block 0 must be \[5, 4\] float32, got \[5, 32\]"):
+        encoder.encode_items_into(table_blocks(tmp_path, 12, {}))
+
+
+def test_an_unfinished_table_is_not_loaded(encoder, tmp_path, monkeypatch) -> None:
+    blocks = table_blocks(tmp_path, 12, {}, block_size=5)
+    write = BlockFile.write
+
+    def stop(self: BlockFile, block: int, *rest: Any) -> None:
+        if block == 1:
+            raise KeyboardInterrupt
+        write(self, block, *rest)
+
+    monkeypatch.setattr(BlockFile, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        encoder.encode_items_into(blocks)
+    with pytest.raises(ArtifactError, match="must be finite, got NaN or infinity; it is unfinished"):
+        ItemTable.load(blocks.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_items": 0}, r"shape must be sizes >= 1, items first, got \[0\]"),
+        ({"block_size": 0}, "block_size must be >= 1, got 0"),
+        ({"first_item": -1}, "first_item must be >= 0, got -1"),
+        ({"dtype": torch.float16}, "dtype must be torch.float32 or torch.bfloat16, got torch.float16"),
+        ({"identity": {"weights": torch.ones(1)}}, "origin must be JSON values, got .*; write hashes as strings"),
+    ],
+)
+def test_settings_of_a_table_out_of_range(tmp_path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        table_blocks(**{"folder": tmp_path, "num_items": 4, "identity": {}, **changes})
 
 
 def test_bfloat16_is_near_float32(encoder, trained, tmp_path) -> None:
     exact = ItemTable.from_embeddings(encoder.encode_items(12)).embeddings
-    whole = TableShards(tmp_path / "whole", 12, {}, shard_size=5)
-    halves = TableShards(tmp_path / "halves", 12, {}, shard_size=5, dtype=torch.bfloat16)
+    whole = table_blocks(tmp_path / "whole", 12, {}, block_size=5)
+    halves = table_blocks(tmp_path / "halves", 12, {}, block_size=5, dtype=torch.bfloat16)
     under_autocast = encoder.encode_items_into(whole, autocast=torch.bfloat16).embeddings
     stored = encoder.encode_items_into(halves).embeddings
     smallest = encoder.encode_items_into(replace(halves, folder=tmp_path / "both"), autocast=torch.bfloat16).embeddings
@@ -252,7 +311,7 @@ def test_bfloat16_is_near_float32(encoder, trained, tmp_path) -> None:
         trained.folder, base_model=BaseModel(base, tokenizer, "tiny-llama", is_local=True), device="cpu"
     )
     in_halves = loaded.encoder.encode_items_into(
-        TableShards(tmp_path / "model", 12, {"dtype": "bfloat16"}, shard_size=5), autocast=torch.bfloat16
+        table_blocks(tmp_path / "model", 12, {"dtype": "bfloat16"}, block_size=5), autocast=torch.bfloat16
     ).embeddings
     assert under_autocast.dtype == in_halves.dtype == torch.float32
     assert stored.dtype == smallest.dtype == torch.bfloat16
@@ -268,22 +327,23 @@ def test_prompts_cut_are_counted_and_their_tokens_are_not_kept(trained, tmp_path
     prompts = PromptEncoder(old.template, old.tokenizer, old.items, old.max_length, max_item_tokens=12)
     collator = HistoryCollator(prompts, made.collator.pad_token_id, made.collator.max_items)
     encoder = HistoryEncoder(made.model, collator, made.id_recommender, made.device)
-    encoder.encode_items_into(TableShards(tmp_path, 12, {}, shard_size=4))
-    assert prompts.counts["items_cut"] == 2 * 12  # once for its length, once for its batch
+    encoder.encode_items_into(table_blocks(tmp_path, 12, {}, block_size=4))
+    assert prompts.counts["items_cut"] == 12
     assert not prompts._bodies
 
 
-def test_an_item_that_is_not_finite_is_named_by_its_shard(encoder, tmp_path) -> None:
+def test_an_item_that_is_not_finite_is_named_by_its_block(encoder, tmp_path) -> None:
     weight = encoder.model.get_input_embeddings().weight
     others = encoder.collator([[item] for item in range(12) if item != 7]).input_ids.flatten().tolist()
     own = min(set(encoder.collator([[7]]).input_ids[0].tolist()) - set(others))
     kept = weight[own].detach().clone()
     weight.data[own] = float("nan")
-    shards = TableShards(tmp_path, 12, {}, shard_size=5)
+    blocks = table_blocks(tmp_path, 12, {}, block_size=5)
     try:
         with pytest.raises(InputError, match=r"in rows \[2\] of 5 \(items 5 to 9\); a half-precision base model can"):
-            encoder.encode_items_into(shards)
+            encoder.encode_items_into(blocks)
     finally:
         weight.data[own] = kept
-    assert [shards.is_whole(number) for number in range(3)] == [True, False, False]
-    assert encoder.encode_items_into(shards).embeddings.shape == (12, 32)
+    file = blocks.begun()
+    assert file is not None and file.finished() == {0}
+    assert encoder.encode_items_into(blocks).embeddings.shape == (12, 32)

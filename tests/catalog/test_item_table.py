@@ -9,8 +9,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from peft_bituning.catalog import ItemTable, table_file
+from peft_bituning.catalog import ItemTable, item_table
+from peft_bituning.catalog.item_table import chunks, non_finite_rows
 from peft_bituning.errors import ArtifactError, InputError
+
+SHAPES = st.tuples(st.integers(0, 40), st.integers(1, 9))
+
+
+def rows_of(shape: tuple[int, int], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=40)
+@given(SHAPES, st.integers(1, 200))
+def test_chunks_are_the_rows_in_order_and_small(shape: tuple[int, int], size: int) -> None:
+    rows = rows_of(shape, 1)
+    before, item_table.CHUNK_BYTES = item_table.CHUNK_BYTES, size
+    try:
+        found = list(chunks(rows))
+        digest, columns = ItemTable(rows).checksum(), ItemTable(rows.T.contiguous().T).checksum()
+        bad = non_finite_rows(rows.index_fill(0, torch.arange(0, len(rows), 3), float("inf")), limit=4)
+    finally:
+        item_table.CHUNK_BYTES = before
+    assert torch.equal(torch.cat(found), rows)
+    assert all(len(chunk) == 1 or chunk.numel() * 4 <= size for chunk in found)
+    assert digest == columns == hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+    assert bad == list(range(0, len(rows), 3))[:4]
+
+
+def test_a_row_with_one_value_that_is_not_finite_is_found() -> None:
+    rows = rows_of((9, 4), 2)
+    rows[2, 3], rows[7, 0] = float("nan"), float("-inf")
+    assert non_finite_rows(rows) == [2, 7]
+    assert non_finite_rows(rows[:2]) == []
 
 
 @pytest.fixture
@@ -39,7 +70,7 @@ def test_bfloat16_rows_are_scored_in_float32(monkeypatch) -> None:
     generator = torch.Generator().manual_seed(1)
     rows = torch.nn.functional.normalize(torch.randn(50, 24, generator=generator), dim=1).bfloat16()
     users = torch.randn(3, 24, generator=generator)
-    monkeypatch.setattr(table_file, "CHUNK_BYTES", 7 * 48)  # seven rows
+    monkeypatch.setattr(item_table, "CHUNK_BYTES", 7 * 48)  # seven rows
     found = ItemTable(rows).scores(users)
     left, right = users.double().numpy(), rows.double().numpy()
     expected = left @ right.T / np.linalg.norm(left, axis=1, keepdims=True)
@@ -98,9 +129,10 @@ def test_saving_keeps_every_bit(table, tmp_path) -> None:
 
 
 def test_the_file_is_the_one_that_safetensors_writes(table, tmp_path) -> None:
-    table.save(tmp_path / "ours.safetensors")
     save_file({"embeddings": table.embeddings}, tmp_path / "theirs.safetensors")
-    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    for same in (table, ItemTable(table.embeddings.T.contiguous().T)):
+        same.save(tmp_path / "ours.safetensors")
+        assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
     assert table.checksum() == hashlib.sha256(table.embeddings.numpy().tobytes()).hexdigest()
 
 
@@ -122,7 +154,7 @@ def test_a_table_is_saved_over_the_file_that_it_is_mapped_from(tmp_path) -> None
         ({"embeddings": torch.ones(5, 3), "more": torch.ones(1)}, "one tensor `embeddings`, got embeddings, more;"),
         ({"embeddings": torch.ones(15)}, r"must be \[I, D\] torch.float32 or torch.bfloat16, got \[15\] torch.float32"),
         ({"embeddings": torch.ones(5, 3).half()}, r"or torch.bfloat16, got \[5, 3\] torch.float16; save"),
-        ({"embeddings": torch.full((5, 3), float("nan"))}, "must be finite, got NaN or infinity"),
+        ({"embeddings": torch.full((5, 3), float("nan"))}, "must be finite, got NaN or infinity; it is unfinished"),
     ],
 )
 def test_another_content_is_refused(tmp_path, tensors, message: str) -> None:

@@ -10,10 +10,8 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("table_memory.py")
 STEPS = {
-    "write shards": 96,  # of 16 MB: the rows, those of length 1, and what is made on the way
-    "verify shards": 16,
-    "assemble": 16,
-    "verify the table": 32,
+    "write blocks": 96,  # of 16 MB: the rows, those of length 1, and what is made on the way
+    "verify blocks": 16,
     "load": 32,
     "checksum": 16,
     "save": 16,

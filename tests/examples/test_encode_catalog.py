@@ -61,12 +61,14 @@ def smallest_cosine(found: ItemTable, expected: np.ndarray) -> float:
 
 
 def test_the_catalog_of_a_recommender(script: ModuleType, flags: list[str], trained, tmp_path: Path, capsys) -> None:
-    script.main([*flags, "--shard_size", "5"])
+    script.main([*flags, "--block_size", "5"])
     assert f"12 items of width 32 in {tmp_path / 'table' / 'item_table.safetensors'}" in capsys.readouterr().out
     catalog, table = read(tmp_path / "table")
     assert catalog == trained.recommender.items
     assert table.embeddings.numpy() == pytest.approx(trained.recommender.table.embeddings.numpy(), abs=1e-5)
-    assert len(list((tmp_path / "table").glob("item_table-*-of-00003.safetensors"))) == 3
+    assert len((tmp_path / "table" / "blocks-0.jsonl").read_text().split("\n\n")) == 3
+    files = ["blocks-0.jsonl", "item_table.safetensors", "items.jsonl", "origin.json"]
+    assert sorted(path.name for path in (tmp_path / "table").iterdir()) == files
 
 
 def test_new_items_in_two_processes(flags: list[str], new_items: Path, trained, tmp_path: Path) -> None:
@@ -74,14 +76,14 @@ def test_new_items_in_two_processes(flags: list[str], new_items: Path, trained, 
     config = ROOT / "examples" / "configs" / "accelerate" / "ddp.yaml"
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", "0"]
     done = subprocess.run(
-        [sys.executable, *launch, str(SCRIPT), *flags, "--items", str(new_items), "--shard_size", "2"],
+        [sys.executable, *launch, str(SCRIPT), *flags, "--items", str(new_items), "--block_size", "2"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"},
         capture_output=True,
         text=True,
         timeout=840,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "0 of 4 shards are there, 4 are encoded" in done.stderr
+    assert "0 of 4 blocks are there, 4 are encoded" in done.stderr
     assert done.stdout.count("7 items of width 32 in ") == 1
     catalog, table = read(tmp_path / "table")
     assert list(catalog.item_ids) == [row["item_id"] for row in NEW]
@@ -121,7 +123,7 @@ def test_other_items_or_weights_need_another_folder(
     script.main([*flags, "--items", str(new_items)])
     with new_items.open("a") as file:
         file.write(json.dumps({"item_id": "late", "title": "Late"}) + "\n")
-    with pytest.raises(ArtifactError, match="identity.items was .*num_items was 7 and is 8; give another folder"):
+    with pytest.raises(ArtifactError, match=r"identity.items was .*shape was \[7\] and is \[8\]; give another folder"):
         script.main([*flags, "--items", str(new_items)])
     other = Path(shutil.copytree(trained.folder, tmp_path / "other"))
     recommender = LaserRecommender.from_pretrained(other, base_model=trained.base_folder, device="cpu")
@@ -146,7 +148,7 @@ def test_items_that_cannot_be_taken(script: ModuleType, flags: list[str], new_it
     assert read(tmp_path / "table")[0].item_ids == ("a",)
 
 
-@pytest.mark.parametrize("flag", ["shard_size", "batch_size"])
+@pytest.mark.parametrize("flag", ["block_size", "batch_size"])
 def test_numbers_out_of_range(script: ModuleType, flags: list[str], flag: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{flag} must be >= 1, got 0"):
         script.main([*flags, f"--{flag}", "0"])

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft_bituning.ssna.states_file import StatesFile
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from peft_bituning.base_models import load_base_model
+from peft_bituning.block_file import BlockFile
 from peft_bituning.data import ItemCatalog
 from peft_bituning.ssna import ItemStates, cache_item_states
 
@@ -30,12 +30,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def before_the_description() -> None:
-    """Die with the empty file made and not yet described."""
+def before_it_is_in_place(name: str) -> None:
+    """Die with a file written and not yet under its name."""
     original = os.replace
 
     def replace(source: Any, target: Any) -> None:
-        if Path(target).name == "origin.json":
+        if Path(target).name == name:
             die()
         original(source, target)
 
@@ -57,11 +57,11 @@ def in_a_forward_pass() -> None:
     )
 
 
-def around_the_second_write(after: bool, damage: Callable[[StatesFile], None] = lambda file: None) -> None:
+def around_the_second_write(after: bool, damage: Callable[[BlockFile], None] = lambda file: None) -> None:
     """Die before or after the second block is written, the file left as `damage` leaves it."""
-    original = StatesFile.write
+    original = BlockFile.write
 
-    def write(file: StatesFile, block: int, values: Any) -> None:
+    def write(file: BlockFile, block: int, values: Any) -> None:
         if block == 1 and not after:
             die()
         original(file, block, values)
@@ -69,12 +69,12 @@ def around_the_second_write(after: bool, damage: Callable[[StatesFile], None] = 
             damage(file)
             die()
 
-    StatesFile.write = write  # type: ignore[method-assign]
+    BlockFile.write = write  # type: ignore[method-assign]
 
 
-def half_a_block(file: StatesFile) -> None:
+def half_a_block(file: BlockFile) -> None:
     """Leave the second block as a kill within its writing would: half its bytes, no line in the journal."""
-    items = file.items_of(1)
+    items = file.rows(1)
     place = file.folder / "states.safetensors"
     with place.open("r+b") as stream:
         row = file.shape[1] * file.shape[2] * 4
@@ -84,7 +84,7 @@ def half_a_block(file: StatesFile) -> None:
     journal.write_text("\n".join(journal.read_text().splitlines()[:-1]) + "\n")
 
 
-def half_a_line(file: StatesFile) -> None:
+def half_a_line(file: BlockFile) -> None:
     """Leave the second block's line of the journal unfinished."""
     journal = file.folder / "blocks.jsonl"
     os.truncate(journal, journal.stat().st_size - 30)
@@ -92,7 +92,8 @@ def half_a_line(file: StatesFile) -> None:
 
 # name: what is wrapped around the package, items that are left to the resumed run
 POINTS: dict[str, tuple[Callable[[], None], int]] = {
-    "before the description": (before_the_description, 11),
+    "before the description": (lambda: before_it_is_in_place("origin.json"), 11),
+    "described, without a file": (lambda: before_it_is_in_place("states.safetensors"), 11),
     "in a forward pass": (in_a_forward_pass, 7),
     "second block not written": (lambda: around_the_second_write(after=False), 7),
     "second block half written": (lambda: around_the_second_write(after=True, damage=half_a_block), 7),

@@ -63,7 +63,7 @@ def test_a_kill_at_any_moment_loses_one_block(tiny_base_folder, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     outcomes = json.loads(done.stdout.splitlines()[-1])
     reference = outcomes.pop("uninterrupted")
-    assert reference["items"] == 11 and len(outcomes) == 6
+    assert reference["items"] == 11 and len(outcomes) == 7
     for name, outcome in outcomes.items():
         assert outcome["killed"], name
         assert outcome["items"] == outcome["left"], name

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft_bituning.ssna.states_file import StatesFile
 
+from peft_bituning.block_file import BlockFile
 from peft_bituning.errors import ArtifactError, InputError
 from peft_bituning.ssna import ItemStates
-from peft_bituning.ssna.item_states import differences
 
 
 def test_sizes_and_their_errors():
@@ -25,7 +24,8 @@ def test_sizes_and_their_errors():
 def test_open_gives_what_was_finished_and_refuses_the_rest(tmp_path):
     with pytest.raises(ArtifactError, match="holds no cached states; make them with cache_item_states"):
         ItemStates.open(tmp_path)
-    file = StatesFile.create(tmp_path, {"pooling": "last"}, (5, 1, 2), "float32", 2)
+    file = BlockFile(tmp_path, "states", "states", {"pooling": "last"}, (5, 1, 2), "float32", 2)
+    file.create()
     values = torch.randn(5, 1, 2)
     file.write(0, values[:2])
     file.write(2, values[4:])
@@ -55,15 +55,10 @@ def test_open_maps_the_file_and_does_not_copy_it(tmp_path):
         )
 
     size = 64 << 20
-    file = StatesFile.create(tmp_path, {}, (1024, 4, size // 4 // 4096), "float32", 1024)
-    file.write(0, file.values().clone())
+    file = BlockFile(tmp_path, "states", "states", {}, (1024, 4, size // 4 // 4096), "float32", 1024)
+    file.create()
+    file.write(0, torch.zeros(file.shape))
     before = own_bytes()
     states = ItemStates.open(tmp_path)
     assert float(states.values.sum()) == 0.0  # every page read
     assert states.values.nbytes == size and own_bytes() - before < size // 4
-
-
-def test_differences_name_the_path():
-    saved = {"a": 1, "b": {"c": 2, "d": 3}, "e": None}
-    assert differences(saved, saved) == []
-    assert differences(saved, {"a": 1, "b": {"c": 5, "d": 3}, "f": 0}) == ["b.c was 2 and is 5", "f was None and is 0"]

@@ -16,7 +16,6 @@ from peft_bituning.training.checkpoint import (
     MARKER_FILE,
     Checkpoint,
     CheckpointStore,
-    differences,
     flatten_optimizer,
     random_state,
     restore_optimizer,
@@ -125,9 +124,9 @@ def test_all_damaged(tmp_path: Path) -> None:
 def test_killed_before_the_rename(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.save(1, _checkpoint(1))
-    half = tmp_path / "tmp-step-00000001-00000002"
-    half.mkdir()
-    (half / "adapter.safetensors").write_bytes(b"half")
+    for name in (".step-00000001-00000002.tmp", ".step-00000001-00000009.tmp", "tmp-step-00000001-00000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter.safetensors").write_bytes(b"half")
     assert _latest(tmp_path) == 1
     CheckpointStore(tmp_path, keep=1).save(2, _checkpoint(2))
     assert _names(tmp_path) == ["step-00000001-00000002"]
@@ -199,9 +198,3 @@ def test_random_state_round_trip() -> None:
         assert (random.gauss(0, 1), np.random.standard_normal(), torch.randn(3).tolist()) == drawn
     finally:
         restore_random_state(before)
-
-
-def test_differences_are_named() -> None:
-    saved = {"a": {"x": 1, "y": 2}, "b": [1], "gone": True}
-    found = {"a": {"x": 1, "y": 3}, "b": [1], "new": None}
-    assert differences(saved, found) == ["a.y was 2 and is 3", "gone was True and is None"]

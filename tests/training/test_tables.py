@@ -1,4 +1,4 @@
-"""Item tables of large catalogs: shards beside the checkpoints, the same training as in memory."""
+"""Item tables of large catalogs: blocks beside the checkpoints, the same training as in memory."""
 
 import json
 from collections.abc import Callable
@@ -8,22 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft_bituning.catalog.table_shards import TableShards
-from peft_bituning.training.tables import weights_hash
 
 from peft_bituning.base_models import BaseModel
-from peft_bituning.catalog import HistoryEncoder
+from peft_bituning.catalog import HistoryEncoder, item_tables, table_blocks
 from peft_bituning.serving import LaserRecommender
-from peft_bituning.training import tables
 
 Train = Callable[..., LaserRecommender]
 TWO: dict[str, Any] = {"stage1_epochs": 2, "stage2_epochs": 1}
 
 
 def make_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ten items be a large catalog, of shards of four."""
-    monkeypatch.setattr(tables, "LARGE_CATALOG", 9)
-    monkeypatch.setattr(tables, "TableShards", lambda folder, items, run: TableShards(folder, items, run, 4))
+    """Let ten items be a large catalog, of blocks of four."""
+    monkeypatch.setattr(item_tables, "LARGE_CATALOG", 9)
+    monkeypatch.setattr(item_tables, "table_blocks", lambda folder, items, run: table_blocks(folder, items, run, 4))
 
 
 def _log(folder: Path) -> list[dict[str, float]]:
@@ -73,7 +70,7 @@ def test_interrupted_within_encoding(train: Train, monkeypatch: pytest.MonkeyPat
 
     def counted(self: HistoryEncoder, histories: Any, kind: str = "user", *rest: Any, **named: Any) -> Any:
         if kind == "item":
-            if len(encoded) == 4:  # the second table, after one of its shards
+            if len(encoded) == 4:  # the second table, after one of its blocks
                 raise KeyboardInterrupt
             encoded.append(len(histories))
         return encode(self, histories, kind, *rest, **named)
@@ -84,15 +81,4 @@ def test_interrupted_within_encoding(train: Train, monkeypatch: pytest.MonkeyPat
     assert encoded == [4, 4, 2, 4]
     encoded.append(0)
     train(resume=True)
-    assert encoded[5:7] == [4, 2]  # the first table is there, and the second's first shard
-
-
-def test_hash_of_weights() -> None:
-    weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(2, 1, dtype=torch.bfloat16)}
-    assert weights_hash(weights) == weights_hash(dict(reversed(weights.items())))
-    for other in (
-        {**weights, "a": torch.tensor([1.0, 2.5])},
-        {**weights, "b": torch.zeros(1, 2, dtype=torch.bfloat16)},
-        {"a": weights["a"], "c": weights["b"]},
-    ):
-        assert weights_hash(other) != weights_hash(weights)
+    assert encoded[5:7] == [4, 2]  # the first table is there, and the second's first block
