@@ -1,7 +1,7 @@
 """Recommendations for millions of users: from parquet to parquet, block by block, in as many processes as there are."""
 
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,9 +122,10 @@ def recommend_parquet(
         "history_column": history_column,
     }
     progress = show_progress_bar and state.is_main_process
+    columns = {user_column: Value("string"), ITEMS_COLUMN: List(Value("string")), SCORES_COLUMN: List(Value("float32"))}
     job = _Job(
         users,
-        ShardFolder(output_dir, _features(user_column)),
+        ShardFolder(output_dir, Features(columns)),
         recommender.items.index,
         partial(recommend, on_unknown="ignore", show_progress_bar=progress),
         on_unknown == "error",
@@ -133,8 +134,11 @@ def recommend_parquet(
     finished = job.on_main(lambda: job.folder.prepare(settings, overwrite))
     with tqdm(total=users.rows, desc="recommending", unit="user", disable=not progress) as bar:
         made = job.make(users.blocks(rows_per_shard), finished, bar)
-    report = _count(finished | made, len(made))
-    job.on_main(lambda: job.folder.finish(settings, finished | made, {"source": users.description, **_totals(report)}))
+    records = finished | made
+    totals = _totals(records.values())
+    job.on_main(lambda: job.folder.finish(settings, records, {"source": users.description, **totals}))
+    examples = sorted({item for record in records.values() for item in record.unknown_examples})[:_EXAMPLES]
+    report = BatchReport(shards=len(records), new_shards=len(made), unknown_examples=tuple(examples), **totals)
     if report.unknown_items and state.is_main_process:
         logger.warning(
             "%s items of %s users are not in the catalog and were left out, first %s",
@@ -145,21 +149,12 @@ def recommend_parquet(
 
 @dataclass(frozen=True)
 class _Job:
-    """The blocks of a source and the shards they become.
-
-    Args:
-        source: the users.
-        folder: of the shards.
-        catalog: known item ids.
-        recommend: makes the lists of histories, unknown items left out.
-        stop_at_unknown: whether an unknown item is an error.
-        state: which process this is.
-    """
+    """The blocks of a source and the shards they become."""
 
     source: UserSource
     folder: ShardFolder
     catalog: Container[str]
-    recommend: Callable[[list[list[str]]], list[list[tuple[str, float]]]]
+    recommend: Callable[[list[list[str]]], list[list[tuple[str, float]]]]  # leaves unknown items out
     stop_at_unknown: bool
     state: PartialState
 
@@ -238,26 +233,7 @@ class _Job:
         return outcome[0]
 
 
-def _features(user_column: str) -> Features:
-    return Features(
-        {user_column: Value("string"), ITEMS_COLUMN: List(Value("string")), SCORES_COLUMN: List(Value("float32"))}
-    )
-
-
-def _count(records: Mapping[int, ShardRecord], new_shards: int) -> BatchReport:
-    shards = [records[number] for number in sorted(records)]
-    examples = sorted({item for shard in shards for item in shard.unknown_examples})[:_EXAMPLES]
-    return BatchReport(
-        users=sum(shard.rows for shard in shards),
-        shards=len(shards),
-        new_shards=new_shards,
-        cold_starts=sum(shard.cold_starts for shard in shards),
-        unknown_users=sum(shard.unknown_users for shard in shards),
-        unknown_items=sum(shard.unknown_items for shard in shards),
-        unknown_examples=tuple(examples),
-    )
-
-
-def _totals(report: BatchReport) -> dict[str, int]:
-    names = ("users", "cold_starts", "unknown_users", "unknown_items")
-    return {name: getattr(report, name) for name in names}
+def _totals(records: Collection[ShardRecord]) -> dict[str, int]:
+    names = ("cold_starts", "unknown_users", "unknown_items")
+    counts = {name: sum(getattr(record, name) for record in records) for name in names}
+    return {"users": sum(record.rows for record in records), **counts}
