@@ -249,7 +249,7 @@ def test_a_killed_run_goes_on(
     recommender: LaserRecommender, users: Path, one: Path, killed: Path, counted: Counted, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(killed, tmp_path / "recs"))
-    assert shards(folder).keys() == {"part-00000.parquet", "part-00001.parquet", ".part-00002.parquet.partial"}
+    assert shards(folder).keys() == {"part-00000.parquet", "part-00001.parquet", ".part-00002.parquet.tmp"}
     assert index(folder)["complete"] is False
     before = {name: (folder / name).stat().st_mtime_ns for name in ("part-00000.parquet", "part-00001.parquet")}
     report = recommend_parquet(recommender, users, folder, **SETTINGS)

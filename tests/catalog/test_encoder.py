@@ -68,7 +68,7 @@ def test_a_cpu_takes_few_tokens_a_pass(encoder, alone, monkeypatch) -> None:
     assert some.encode(HISTORIES).numpy() == pytest.approx(alone, abs=1e-5)
     assert [rows for rows, _ in shapes] == [1] * len(HISTORIES)  # a row that is too long alone is run all the same
     some.id_recommender = None  # nothing else is to be read off then: rows share their start
-    assert [len(rows) for rows in some._passes([9] * 6, world=1)] == [4, 2]
+    assert [len(rows) for rows in some._passes([9] * 6, world=1, batch_size=4)] == [4, 2]
 
 
 def test_a_single_process_may_ask_for_sharing(encoder, alone) -> None:
