@@ -36,17 +36,8 @@ def counting_rows(
 ) -> list[dict[str, Any]]:
     """Measure popularity, item-kNN and the frozen ID recommender on the test split.
 
-    The counting ones are fit on training and validation events, as they have nothing to choose on validation; the
-    ID recommender was trained on training events with early stopping on validation.
-
-    Args:
-        split: the users.
-        num_items: I.
-        id_recommender: the frozen ID recommender, or None.
-        device: where it is.
-
-    Returns:
-        Rows with `name` and `test`.
+    The counting ones are fit on training and validation events, as they have nothing to choose on validation; the ID
+    recommender was trained on training events with early stopping on validation.
     """
     methods: list[tuple[str, Any, Any]] = [
         ("popularity", Popularity(num_items).fit(split.known_sequences), "cpu"),
@@ -84,8 +75,7 @@ def language_model_rows(
         progress: show progress bars.
 
     Returns:
-        The rows "untrained LLM (mean)", the masked mean of the prompt's text states without virtual tokens, and
-        "untrained suffix", and the latter's item table.
+        The masked mean of the prompt's text states without virtual tokens, the untrained suffix, and its item table.
     """
     samples = split.samples("test")
     model.add_adapter(UNTRAINED_MEAN, BiTuningConfig(prefix_encoder="none", pooling="mean"))

@@ -61,16 +61,13 @@ class CheckpointStore:
         return sorted(found, key=lambda path: path.name)
 
     def save(self, step: int, checkpoint: Checkpoint, constant: str = "") -> Path:
-        """Write a checkpoint.
+        """Write a checkpoint; return its folder.
 
         Args:
             step: optimizer updates so far, over both stages; part of the folder's name.
             checkpoint: what to write.
             constant: groups whose name begins with this never change under one name: where the checkpoint that was
                 written or read last has such a file, it is linked and not written again.
-
-        Returns:
-            The checkpoint's folder.
         """
         previous = self.complete()
         number = int(previous[-1].name.split("-")[1]) + 1 if previous else 0
@@ -91,10 +88,7 @@ class CheckpointStore:
         return final
 
     def load_latest(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is complete and whole.
-
-        Returns:
-            The checkpoint, or None where none was ever completed.
+        """Read the newest checkpoint that is complete and whole; None where none was ever completed.
 
         Raises:
             CheckpointError: there are complete ones, but every one of them is damaged.
@@ -144,14 +138,7 @@ class CheckpointStore:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Split an optimizer's state into JSON and tensors.
-
-    Args:
-        optimizer: any optimizer whose state values are tensors and numbers.
-
-    Returns:
-        Its JSON part and its tensors, by `<parameter number>.<name>`.
-    """
+    """Split an optimizer's state into JSON and tensors, the latter by `<parameter number>.<name>`."""
     state = optimizer.state_dict()
     values = {f"{index}.{key}": value for index, named in state["state"].items() for key, value in named.items()}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -160,13 +147,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any],
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Put back what `flatten_optimizer` took out.
-
-    Args:
-        optimizer: over the same parameters, in the same order.
-        saved: the JSON part.
-        tensors: the tensors.
-    """
+    """Put back what `flatten_optimizer` took out, over the same parameters in the same order."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *saved["numbers"].items()]:
         index, _, key = name.partition(".")

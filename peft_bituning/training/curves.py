@@ -12,8 +12,8 @@ def plot_curves(path: Path, epochs: list[dict[str, Any]], log_history: list[dict
 
     Args:
         path: the PNG file.
-        epochs: one record an epoch, as in `results.json`.
-        log_history: one record a logging step.
+        epochs: one record per epoch, as in `results.json`.
+        log_history: one record per logging step.
 
     Returns:
         False where matplotlib is not installed.

@@ -19,15 +19,7 @@ BACKWARD = 2  # passes over frozen layers that the gradient of their inputs cost
 def say_what_is_ahead(
     encoder: HistoryEncoder, split: LeaveOneOut, num_items: int, arguments: LaserArguments, processes: int
 ) -> None:
-    """Say before training starts what is unusual about a run: many weights, many hours.
-
-    Args:
-        encoder: as training will use it.
-        split: the users.
-        num_items: I.
-        arguments: the run's settings.
-        processes: that share the work.
-    """
+    """Say before training starts what is unusual about a run: many weights, many hours."""
     trainable, total = count_parameters(encoder.model)
     share = trainable / max(1, total - trainable)
     if share > LARGE_SHARE:
@@ -50,14 +42,8 @@ def say_what_is_ahead(
 def estimated_seconds(encoder: HistoryEncoder, split: LeaveOneOut, num_items: int, arguments: LaserArguments) -> float:
     """Estimate how long both stages take in one process, by the tokens of all epochs and the time of one batch.
 
-    `seconds = (tokens encoded + 3 tokens trained) x seconds per token`, virtual tokens among them; early stopping and
-    what rows share are not counted, so that it is an upper bound in kind.
-
-    Args:
-        encoder: as training will use it.
-        split: the users.
-        num_items: I.
-        arguments: the run's settings.
+    `seconds = (tokens encoded + 3 tokens trained) x seconds per token`, virtual tokens among them; early stopping
+    and what rows share are not counted.
     """
     virtual = encoder.model.num_virtual_tokens + 1
     users = [sample.history for sample in split.samples("valid")][: arguments.max_validation_users]

@@ -30,9 +30,6 @@ def provide_id_recommender(
         data: what it is trained on.
         split: training sequences, and validation users for early stopping.
 
-    Returns:
-        The recommender on the CPU, or None.
-
     Raises:
         ConfigurationError: neither a known kind nor a folder.
         CheckpointError: the run to resume trained it on other data or by other settings.

@@ -15,14 +15,11 @@ PACKAGES = ("peft_bituning", "torch", "transformers", "peft", "accelerate", "dat
 
 
 def provenance(model: EmbeddingModel, device: torch.device) -> dict[str, Any]:
-    """Say with how many parameters, how much memory, which versions and on what the numbers were made.
+    """Say with how many `parameters`, which `peak_memory_mb`, `versions` and `machine` numbers were made.
 
     Args:
         model: what was trained.
         device: where it ran.
-
-    Returns:
-        `parameters`, `peak_memory_mb`, `versions`, `machine`.
     """
     trainable, total = count_parameters(model)
     peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
@@ -43,7 +40,7 @@ def count_parameters(model: EmbeddingModel) -> tuple[int, int]:
 
 
 def prompt_cuts(prompts: PromptEncoder, split: LeaveOneOut) -> dict[str, int]:
-    """Count what had to be left out of the prompts of the test users and of the items."""
+    """Count what had to be left out of the prompts of the test users."""
     prompts.reset_counts()
     for sample in split.samples("test"):
         prompts.encode(sample.history)

@@ -12,12 +12,9 @@ from ..tuners.bituning.layer import VirtualTokens
 def check_launcher(accelerator: Accelerator) -> None:
     """Refuse kinds of distributed runs that `fit` does not train under, before any work is done.
 
-    Args:
-        accelerator: as the launcher set it up.
-
     Raises:
-        ConfigurationError: DeepSpeed, FSDP1, or FSDP2 with weights that only the first process loads, or with a
-            PyTorch that cannot leave the adapter whole.
+        ConfigurationError: DeepSpeed, FSDP1, or FSDP2 with weights that only the first process loads, or with a PyTorch
+            that cannot leave the adapter whole.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ConfigurationError(
@@ -38,15 +35,10 @@ def check_launcher(accelerator: Accelerator) -> None:
 
 
 def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """Hand a model over to accelerate.
+    """Hand a model over to accelerate: one process, DDP, or FSDP2; see `check_launcher`.
 
-    Args:
-        accelerator: of one process, DDP, or FSDP2; see `check_launcher`.
-        model: an embedding model; under FSDP2 one with a Bi-Tuning adapter.
-
-    Returns:
-        The model as accelerate runs it. Under FSDP2 the frozen weights are sharded in place, and the adapter is not:
-        it is small, and saved and loaded as everywhere else.
+    Under FSDP2 the frozen weights are sharded in place, and the adapter is not: it is small, and saved and loaded as
+    everywhere else.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return accelerator.prepare(model)
@@ -58,12 +50,7 @@ def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
 
 
 def average_gradients(accelerator: Accelerator, model: nn.Module) -> None:
-    """Take the mean of the adapter's gradients over the processes where FSDP2 does not, as DDP does.
-
-    Args:
-        accelerator: of any kind of run.
-        model: the model as `prepare_model` returned it, after the last backward pass of an update.
-    """
+    """Take the mean of the adapter's gradients over the processes where FSDP2 does not, as DDP does."""
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     for parameter in _trainable(model):

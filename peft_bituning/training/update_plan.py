@@ -12,19 +12,19 @@ def plan_updates(
 ) -> list[list[int]]:
     """Group the rows of an epoch into updates of similar length, in random order.
 
-    Rows are shuffled, sorted by length within pools of 128 updates, cut into updates, and the updates
-    shuffled: little padding, and still another grouping every epoch. With `users`, what is shuffled and sorted are
-    runs of a user's rows, the shortest first, so that an update holds whole runs as far as they fit.
+    Rows are shuffled, sorted by length within pools of 128 updates, cut into updates, and the updates shuffled:
+    little padding, and still another grouping every epoch. With `users`, what is shuffled and sorted are runs of a
+    user's rows, the shortest first, so that an update holds whole runs as far as they fit.
 
     Args:
         lengths: tokens of each row.
-        rows_per_update: rows an optimizer update, over all processes and accumulation steps.
-        seed: seed of the run.
-        epoch: number of the epoch over both stages.
+        rows_per_update: over all processes and accumulation steps.
+        seed: of the run.
+        epoch: its number over both stages.
         users: the user of each row, to keep a user's rows together; None does not.
 
     Returns:
-        Row numbers, one list an update; one of them may be shorter.
+        Row numbers, one list per update; one of them may be shorter.
     """
     generator = random.Random(f"updates/{seed}/{epoch}")
     runs = [[row] for row in range(len(lengths))] if users is None else _runs(lengths, users, rows_per_update)
@@ -72,17 +72,9 @@ def _fill(runs: list[list[int]], size: int) -> list[list[int]]:
 
 
 def share_of(update: Sequence[int], process: int, num_processes: int, accumulation: int) -> list[list[int]]:
-    """Cut one update into the micro-batches of one process, neighbours together.
+    """Cut one update into the micro-batches of one process, neighbours together, as even as they can be.
 
-    Args:
-        update: row numbers.
-        process: index of the process.
-        num_processes: how many there are.
-        accumulation: micro-batches an update.
-
-    Returns:
-        `accumulation` lists, as even as they can be, some empty where rows are fewer; over all processes each row
-        occurs once.
+    Over all processes each row occurs once; some of the `accumulation` lists are empty where rows are fewer.
     """
     slots = num_processes * accumulation
     each, more = divmod(len(update), slots)
@@ -93,16 +85,13 @@ def share_of(update: Sequence[int], process: int, num_processes: int, accumulati
 def split_by_tokens(
     rows: Sequence[int], lengths: Sequence[int], max_tokens: int, users: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """Cut a micro-batch into passes whose token slots, padding among them, stay within a budget.
+    """Cut a micro-batch into passes of `max_tokens` slots at most, `rows x longest`; a longer row runs alone.
 
     Args:
         rows: row numbers, neighbours of similar length.
         lengths: tokens of each of them, virtual ones among them.
-        max_tokens: slots a pass at most, `rows x longest`; a longer row runs alone.
-        users: the user of each of them where a user's rows take one pass, the longest row and a token for each other.
-
-    Returns:
-        One list a pass, in order; at least one.
+        max_tokens: slots per pass, padding among them.
+        users: the user of each of them where a user's rows take one pass: the longest row, and a token for each other.
     """
     passes: list[list[int]] = [[]]
     longest, hosts = 0, set[int]()
