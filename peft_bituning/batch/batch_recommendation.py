@@ -18,7 +18,7 @@ from ..launch import launched_state
 from ..serving.recommender import LaserRecommender
 from .provenance import made_by
 from .shard_folder import ShardFolder, ShardRecord
-from .user_source import Files, UserBlock, UserSource, block_digest
+from .user_source import Files, UserBlock, UserSource, block_digest, open_users
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def recommend_parquet(
         recommender.recommend, k=k, filter_seen=filter_seen, candidates=candidates, batch_size=batch_size
     )
     recommend([], on_unknown=on_unknown)  # checks the settings
-    users = UserSource(source, user_column, history_column)
+    users = open_users(source, user_column, history_column)
     if users.overlaps(Path(output_dir)):
         raise ConfigurationError(f"output_dir must be apart from the source, got {str(output_dir)!r}; choose another")
     state = launched_state()

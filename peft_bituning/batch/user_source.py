@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ class UserBlock:
     users: Callable[[], tuple[list[str], list[list[str]]]]
 
 
-class UserSource:
-    """One row a user: an id and a list of item ids in time order; the same rows in the same order every time.
+def open_users(
+    source: Files | Dataset | IterableDataset, user_column: str = "user_id", history_column: str = "history"
+) -> "UserSource":
+    """Open what holds one row a user: an id and a list of item ids in time order.
 
     Args:
         source: parquet files (a path, a glob, a folder, or a list of them), a `Dataset`, or an `IterableDataset`.
@@ -55,40 +58,43 @@ class UserSource:
         ConfigurationError: another kind of source, or a column that is not there.
         DataError: no such file, or a file that is not parquet.
     """
+    if isinstance(source, Dataset | IterableDataset):
+        return _DatasetUsers(source, user_column, history_column)
+    paths = [source] if isinstance(source, str | Path) else source
+    if isinstance(paths, list | tuple) and all(isinstance(path, str | Path) for path in paths):
+        return _ParquetUsers(paths, user_column, history_column)
+    raise ConfigurationError(
+        f"source must be parquet files, a datasets.Dataset or an IterableDataset, got {type(source).__name__}; of a "
+        "DatasetDict give one split"
+    )
 
-    def __init__(
-        self,
-        source: Files | Dataset | IterableDataset,
-        user_column: str = "user_id",
-        history_column: str = "history",
-    ) -> None:
+
+class UserSource(ABC):
+    """Users, the same rows in the same order every time.
+
+    Args:
+        user_column: column of the user id.
+        history_column: column of the item ids.
+    """
+
+    #: How many rows there are, where that is known before reading.
+    rows: int | None = None
+
+    def __init__(self, user_column: str, history_column: str) -> None:
         self.columns = (user_column, history_column)
-        self._table: ParquetTable | DatasetTable
-        self._searched: list[Path] = []
-        if isinstance(source, Dataset | IterableDataset):
-            self._table = DatasetTable(source, self.columns)
-        elif _is_paths(given := [source] if isinstance(source, str | Path) else source):
-            self._searched = [Path(path).expanduser().absolute() for path in given if Path(path).expanduser().is_dir()]
-            self._table = ParquetTable(find_files(given), self.columns)
-        else:
-            raise ConfigurationError(
-                f"source must be parquet files, a datasets.Dataset or an IterableDataset, got {type(source).__name__}; "
-                "of a DatasetDict give one split"
-            )
-        self.rows = self._table.rows
 
     @property
     def description(self) -> dict[str, Any]:
         """What is known of the source before it is read, as JSON values."""
-        return self._table.description
+        return {"rows": self.rows}
 
     def overlaps(self, folder: Path) -> bool:
         """Say whether a folder holds files of the source, or lies in a folder that is searched for them."""
-        folder = folder.absolute()
-        files = self._table.paths if isinstance(self._table, ParquetTable) else ()
-        return any(file.absolute().is_relative_to(folder) for file in files) or any(
-            folder.is_relative_to(searched) for searched in self._searched
-        )
+        return False
+
+    @abstractmethod
+    def place(self, row: int) -> str:
+        """Say where a row is, for messages."""
 
     def blocks(self, size: int) -> Iterator[UserBlock]:
         """Read all rows, a block at a time; only the last can be shorter.
@@ -103,20 +109,20 @@ class UserSource:
             DataError: a file that is damaged; from `users`, a row that is no user, by its place.
         """
         first = 0
-        for number, (rows, read) in enumerate(self._table.blocks(size)):
+        for number, (rows, read) in enumerate(self._blocks(size)):
             yield UserBlock(number, first, rows, partial(self._users, first, read))
             first += rows
 
-    def place(self, row: int) -> str:
-        """Say where a row is, for messages."""
-        return f"row {self._table.place(row)} (the first is 0)"
+    @abstractmethod
+    def _blocks(self, size: int) -> Iterator[tuple[int, Read]]:
+        """Yield the number of rows of each block, and how to read it."""
 
     def _users(self, first: int, read: Read) -> tuple[list[str], list[list[str]]]:
         user_column, history_column = self.columns
         users, histories = [], []
         for row, values in enumerate(read(), start=first):
             if user_column not in values or history_column not in values:
-                _check_columns(self.columns, values, self.place(row))
+                self._check_columns(values, self.place(row))
             given = values[user_column]
             user = as_id(given)
             if user is None:
@@ -139,38 +145,50 @@ class UserSource:
             items.append(known)
         return items
 
+    def _check_columns(self, present: Iterable[str], where: str) -> None:
+        for argument, name in zip(("user_column", "history_column"), self.columns, strict=True):
+            if name not in present:
+                raise ConfigurationError(
+                    f"{argument} must be a column of {where} ({', '.join(present) or 'it has none'}), got {name!r}; "
+                    f"give its name as {argument}"
+                )
 
-class ParquetTable:
-    """Parquet files one after the other.
 
-    They are read page by page: `datasets` decodes a row group, by default a million rows, at once.
+class _ParquetUsers(UserSource):
+    """Parquet files, read page by page: `datasets` decodes a row group, by default a million rows, at once."""
 
-    Args:
-        paths: the files.
-        columns: names of the columns of users and of histories.
-    """
-
-    def __init__(self, paths: tuple[Path, ...], columns: tuple[str, str]) -> None:
-        self.paths = paths
-        self.columns = list(dict.fromkeys(columns))
+    def __init__(self, given: Sequence[str | Path], user_column: str, history_column: str) -> None:
+        super().__init__(user_column, history_column)
+        self.searched = [Path(path).expanduser().absolute() for path in given if Path(path).expanduser().is_dir()]
+        self.paths = _find_files(given)
         counts = []
-        for path in paths:
+        for path in self.paths:
             with _reading(path), pq.ParquetFile(path) as file:
-                _check_columns(columns, file.schema_arrow.names, path.name)
+                self._check_columns(file.schema_arrow.names, path.name)
                 counts.append(file.metadata.num_rows)
         self.starts = [0, *accumulate(counts)]
-        self.rows: int | None = self.starts[-1]
-        root = os.path.commonpath([path.absolute().parent for path in paths])
-        self.description: dict[str, Any] = {
-            "files": {
-                os.path.relpath(path.absolute(), root): {"bytes": path.stat().st_size, "rows": count}
-                for path, count in zip(paths, counts, strict=True)
-            },
-            "rows": self.rows,
-        }
+        self.rows = self.starts[-1]
 
-    def blocks(self, size: int) -> Iterator[tuple[int, Read]]:
-        """Yield the number of rows of each block of `size` rows, the last one maybe shorter, and how to read it."""
+    @property
+    def description(self) -> dict[str, Any]:
+        root = os.path.commonpath([path.absolute().parent for path in self.paths])
+        files = {
+            os.path.relpath(path.absolute(), root): {"bytes": path.stat().st_size, "rows": last - first}
+            for path, first, last in zip(self.paths, self.starts, self.starts[1:], strict=False)
+        }
+        return {"files": files, **super().description}
+
+    def overlaps(self, folder: Path) -> bool:
+        folder = folder.absolute()
+        return any(file.absolute().is_relative_to(folder) for file in self.paths) or any(
+            folder.is_relative_to(searched) for searched in self.searched
+        )
+
+    def place(self, row: int) -> str:
+        file = bisect.bisect_right(self.starts, row) - 1
+        return f"row {row - self.starts[file]} of {self.paths[file].name} (the first is 0)"
+
+    def _blocks(self, size: int) -> Iterator[tuple[int, Read]]:
         held: list[pa.RecordBatch] = []
         count = 0
         for batch in self._batches(size):
@@ -184,47 +202,37 @@ class ParquetTable:
         if count:
             yield count, partial(_rows, held)
 
-    def place(self, row: int) -> str:
-        """Say where a row is, for messages."""
-        file = bisect.bisect_right(self.starts, row) - 1
-        return f"{row - self.starts[file]} of {self.paths[file].name}"
-
     def _batches(self, size: int) -> Iterator[pa.RecordBatch]:
+        columns = list(dict.fromkeys(self.columns))
         for path in self.paths:
             with _reading(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_AHEAD) as file:
-                yield from file.iter_batches(batch_size=size, columns=self.columns)
+                yield from file.iter_batches(batch_size=size, columns=columns)
 
 
-class DatasetTable:
-    """A `Dataset`, whose rows are read where they lie, or an `IterableDataset`, which is never read ahead of the block.
+class _DatasetUsers(UserSource):
+    """A `Dataset`, whose rows are read where they lie, or an `IterableDataset`, never read ahead of the block."""
 
-    Args:
-        dataset: one split.
-        columns: names of the columns of users and of histories.
-    """
-
-    def __init__(self, dataset: Dataset | IterableDataset, columns: tuple[str, str]) -> None:
+    def __init__(self, dataset: Dataset | IterableDataset, user_column: str, history_column: str) -> None:
+        super().__init__(user_column, history_column)
+        self.dataset = dataset
         self.name = f"the {type(dataset).__name__}"
         if dataset.features is not None:
-            _check_columns(columns, dataset.features, self.name)
-        self.columns = list(dict.fromkeys(columns))
-        self.dataset = dataset
-        self.rows = len(dataset) if isinstance(dataset, Dataset) else None
-        self.description: dict[str, Any] = {"rows": self.rows}
+            self._check_columns(dataset.features, self.name)
+        if isinstance(dataset, Dataset):
+            self.rows = len(dataset)
 
-    def blocks(self, size: int) -> Iterator[tuple[int, Read]]:
-        """See `ParquetTable`."""
+    def place(self, row: int) -> str:
+        return f"row {row} of {self.name} (the first is 0)"
+
+    def _blocks(self, size: int) -> Iterator[tuple[int, Read]]:
         if isinstance(self.dataset, Dataset):
-            for table in self.dataset.select_columns(self.columns).with_format("arrow").iter(size):
+            columns = list(dict.fromkeys(self.columns))
+            for table in self.dataset.select_columns(columns).with_format("arrow").iter(size):
                 yield table.num_rows, table.to_pylist
             return
         rows = iter(self.dataset.with_format(None))
         while block := list(islice(rows, size)):
             yield len(block), partial(list, block)
-
-    def place(self, row: int) -> str:
-        """See `ParquetTable`."""
-        return f"{row} of {self.name}"
 
 
 def block_digest(users: Sequence[str], histories: Sequence[Sequence[str]]) -> str:
@@ -232,20 +240,10 @@ def block_digest(users: Sequence[str], histories: Sequence[Sequence[str]]) -> st
     return hashlib.sha256(json.dumps([users, histories]).encode()).hexdigest()
 
 
-def find_files(source: Sequence[str | Path]) -> tuple[Path, ...]:
-    """Find parquet files.
-
-    Args:
-        source: paths, globs, and folders, which are searched through except for hidden ones.
-
-    Returns:
-        The files; those of a glob or a folder sorted by name.
-
-    Raises:
-        DataError: there are none.
-    """
+def _find_files(given: Sequence[str | Path]) -> list[Path]:
+    """Find the files of paths, globs and folders, the latter searched through except for hidden ones, sorted."""
     found: list[Path] = []
-    for each in source:
+    for each in given:
         path = Path(each).expanduser()
         if path.is_dir():
             files = [file for file in path.rglob("*.parquet") if not _is_hidden(file.relative_to(path))]
@@ -260,28 +258,15 @@ def find_files(source: Sequence[str | Path]) -> tuple[Path, ...]:
         found.extend(sorted(files))
     if not found:
         raise DataError("source must name parquet files, got an empty list; give a path, a glob or a folder")
-    return tuple(found)
+    return found
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith((".", "__")) for part in path.parts)
 
 
-def _is_paths(source: object) -> bool:
-    return isinstance(source, list | tuple) and all(isinstance(each, str | Path) for each in source)
-
-
 def _rows(batches: list[pa.RecordBatch]) -> list[dict[str, Any]]:
     return [row for batch in batches for row in batch.to_pylist()]
-
-
-def _check_columns(columns: tuple[str, str], present: Iterable[str], where: str) -> None:
-    for argument, name in zip(("user_column", "history_column"), columns, strict=True):
-        if name not in present:
-            raise ConfigurationError(
-                f"{argument} must be a column of {where} ({', '.join(present) or 'it has none'}), got {name!r}; give "
-                f"its name as {argument}"
-            )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Shapes: `B` queries, `D` width, `I` catalog items, `k` results, `F` found by faiss.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import isqrt
 from numbers import Integral
 from typing import Any
@@ -13,16 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from .index import (
-    ExactIndex,
-    ItemIndex,
-    check_embeddings,
-    checked_candidates,
-    checked_queries,
-    normalised,
-    padded,
-    stable_top_k,
-)
+from .index import ItemIndex, TopK, best_of, cosines, normalised
 
 ROWS_A_TIME = 16_384  # of the table, while the index is built
 MAX_GATHERED = 1 << 24  # numbers of found embeddings held at once: 64 MiB
@@ -30,8 +21,11 @@ MAX_PARAMETER = 1 << 16
 CENTROIDS_A_BYTE = 256
 ROWS_A_CENTROID = 39  # faiss's own least for k-means
 
+#: What `faiss.index_factory` makes of each kind.
+FACTORY_STRINGS = {"hnsw": "HNSW{M},Flat", "ivf_flat": "IVF{nlist},Flat", "ivf_pq": "IVF{nlist},PQ{code_size}"}
 
-class FaissIndex:
+
+class FaissIndex(ItemIndex):
     """A table of item embeddings that answers top-k queries approximately, with exact scores.
 
     `hnsw` walks a graph of neighbours: the best recall, all rows in memory beside the graph. `ivf_flat` looks into
@@ -41,6 +35,10 @@ class FaissIndex:
     What faiss finds is scored anew against the embeddings, in float32, and sorted as `ExactIndex` sorts: an item may be
     missing, but no score is approximate, and ties among the found go to the lower catalog index. The same embeddings,
     parameters and seed give the same index.
+
+    Candidates are searched exactly, among their rows alone; so is the whole catalog for queries that faiss finds fewer
+    than k items for although more are left, and where k and the excluded are half of the catalog. As many more are
+    asked of faiss as are excluded.
 
     Args:
         embeddings: `[I, D]` item embeddings of any length, in any float type; they are kept as they are and may be
@@ -59,54 +57,19 @@ class FaissIndex:
     """
 
     def __init__(self, embeddings: Tensor, kind: str = "hnsw", seed: int = 0, **parameters: int) -> None:
-        faiss = _import_faiss()
-        check_embeddings(embeddings)
-        self.embeddings = embeddings.detach()
+        _import_faiss()
+        super().__init__(embeddings)
         self.kind = kind
         self.parameters = _parameters(kind, embeddings.shape[0], embeddings.shape[1], parameters)
-        build: Callable[..., Any] = {"hnsw": self._hnsw, "ivf_flat": self._ivf, "ivf_pq": self._ivf}[kind]
-        self.faiss_index = build(faiss, seed)
+        self.faiss_index = self._empty_index(seed)
         for first in range(0, len(self), ROWS_A_TIME):
             rows = normalised("embeddings", self.embeddings[first : first + ROWS_A_TIME], first)
             self.faiss_index.add(rows.cpu().numpy())
 
-    def __len__(self) -> int:
-        """Return the number of items."""
-        return len(self.embeddings)
-
-    @torch.no_grad()
-    def search(
-        self,
-        queries: Tensor,
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        candidates: Sequence[int] | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Find k items of great cosine for each query, as `ExactIndex.search` does.
-
-        Candidates are searched exactly, among their rows alone; so is the whole catalog for queries that faiss finds
-        fewer than k items for although more are left, and where k and the excluded are half of the catalog.
-
-        Args:
-            queries: `[B, D]`.
-            k: Number of results.
-            exclude: For each query the catalog indices to leave out; so many more are asked of faiss.
-            candidates: Only these catalog indices are searched, for all queries; `None` is the whole catalog.
-
-        Returns:
-            Scores `[B, k]` (float32, descending) and catalog indices `[B, k]` (int64). Where fewer than k items are
-            left, the rest holds score -inf and index -1.
-
-        Raises:
-            InputError: Shapes do not fit, an index lies outside the catalog, or a query is not finite.
-            ConfigurationError: `k` is below 1.
-        """
-        queries = checked_queries(self.embeddings, queries, k, exclude)
-        left_out = [np.array([], dtype=np.int64)] * len(queries)
-        if exclude is not None:
-            left_out = [np.unique(np.array(list(row), dtype=np.int64)) for row in exclude]
-        if candidates is not None:
-            return self._exact(queries, k, left_out, checked_candidates(self.embeddings, candidates))
+    def _search(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
+        if items is not None:
+            return self._search_blocks(queries, k, exclude, items)
+        left_out = [np.unique(np.array(list(row), dtype=np.int64)) for row in exclude]
         scores = queries.new_full((len(queries), k), float("-inf"))
         indices = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
         wanted = self.parameters.get("refine", 1) * k + max(map(len, left_out), default=0)
@@ -121,41 +84,27 @@ class FaissIndex:
                 possible = np.array([min(k, len(self) - len(left_out[row])) for row in pending])
                 pending = pending[(found >= 0).sum(1) < possible]
         if len(pending):
-            everything = torch.arange(len(self), device=queries.device)
-            few = [left_out[row] for row in pending]
-            scores[pending], indices[pending] = self._exact(queries[pending], k, few, everything)
+            few = [exclude[int(row)] for row in pending]
+            scores[pending], indices[pending] = self._search_blocks(queries[pending], k, few, None)
         return scores, indices
 
-    def _scored(self, queries: Tensor, found: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
+    def _blocks(self, queries: Tensor, items: Tensor | None) -> Iterator[TopK]:
+        everything = torch.arange(len(self), device=queries.device)
+        for rows in (everything if items is None else items).split(ROWS_A_TIME):
+            yield cosines(queries, normalised("embeddings", self.embeddings[rows])), rows
+
+    def _scored(self, queries: Tensor, found: np.ndarray, k: int) -> TopK:
         """Score what was found `[B, F]`, -1 for nothing, and keep the k best."""
         ascending = torch.from_numpy(np.sort(found, axis=1)).to(queries.device)
         rows_a_time = max(1, MAX_GATHERED // (found.shape[1] * queries.shape[1]))
-        scores, indices = [], []
+        parts = []
         for first in range(0, len(queries), rows_a_time):
             places = ascending[first : first + rows_a_time]
             rows = normalised("embeddings", self.embeddings[places.clamp_min(0).flatten()])  # [B F, D]
             # each cosine summed alike, so that equal embeddings have equal scores
-            cosines = (rows.view(*places.shape, -1) * queries[first : first + rows_a_time, None]).sum(2)  # [B, F]
-            best, columns = stable_top_k(cosines.masked_fill_(places < 0, float("-inf")), min(k, places.shape[1]))
-            best, places = padded(best, places.gather(1, columns), k)
-            scores.append(best)
-            indices.append(places)
-        return torch.cat(scores), torch.cat(indices)
-
-    def _exact(self, queries: Tensor, k: int, left_out: Sequence[np.ndarray], columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Search the rows of some items, ascending, chunk by chunk."""
-        scores = queries.new_empty(len(queries), 0)
-        indices = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
-        for first in range(0, len(columns), ROWS_A_TIME):
-            chunk = columns[first : first + ROWS_A_TIME]
-            items = chunk.cpu().numpy()
-            excluded = [np.flatnonzero(np.isin(items, row)).tolist() if len(row) else [] for row in left_out]
-            best, places = ExactIndex(self.embeddings[chunk]).search(queries, k, excluded)
-            places = chunk[places].masked_fill(places < 0, -1)
-            # what was found before stands first: ties go to the lower index
-            scores, order = torch.cat([scores, best], dim=1).sort(dim=1, descending=True, stable=True)
-            scores, indices = scores[:, :k], torch.cat([indices, places], dim=1).gather(1, order[:, :k])
-        return padded(scores, indices, k)
+            scores = (rows.view(*places.shape, -1) * queries[first : first + rows_a_time, None]).sum(2)  # [B, F]
+            parts.append(best_of(scores.masked_fill_(places < 0, float("-inf")), places, k))
+        return torch.cat([scores for scores, _ in parts]), torch.cat([indices for _, indices in parts])
 
     def _efforts(self, wanted: int) -> list[Any]:
         """Return faiss's search settings, to be tried in turn until there is enough."""
@@ -168,25 +117,23 @@ class FaissIndex:
             nprobe *= 4
         return [*efforts, faiss.SearchParametersIVF(nprobe=self.parameters["nlist"])]
 
-    def _hnsw(self, faiss: Any, seed: int) -> Any:
-        index = faiss.IndexHNSWFlat(self.embeddings.shape[1], self.parameters["M"], faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = self.parameters["efConstruction"]
-        index.hnsw.rng = faiss.RandomGenerator(seed)
-        return index
-
-    def _ivf(self, faiss: Any, seed: int) -> Any:
-        width, nlist = self.embeddings.shape[1], self.parameters["nlist"]
-        clusters = faiss.IndexFlatIP(width)
-        if self.kind == "ivf_flat":
-            index = faiss.IndexIVFFlat(clusters, width, nlist, faiss.METRIC_INNER_PRODUCT)
-        else:
-            code_size = self.parameters["code_size"]
-            index = faiss.IndexIVFPQ(clusters, width, nlist, code_size, 8, faiss.METRIC_INNER_PRODUCT)
-            index.pq.cp.seed = seed
-            index.pq.cp.min_points_per_centroid = 1  # or it warns, once a byte, of what `nlist` took care of
-        index.cp.seed = seed
-        index.cp.min_points_per_centroid = 1
-        sample = min(len(self), max(64 * nlist, 256 * CENTROIDS_A_BYTE))
+    def _empty_index(self, seed: int) -> Any:
+        """Make faiss's index; its clusters are trained, but it holds no row yet."""
+        faiss = _import_faiss()
+        factory = FACTORY_STRINGS[self.kind].format(**self.parameters)
+        index = faiss.index_factory(self.embeddings.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        if self.kind == "hnsw":
+            index.hnsw.efConstruction = self.parameters["efConstruction"]
+            index.hnsw.rng = faiss.RandomGenerator(seed)
+            return index
+        clusterings = [index.cp]
+        if self.kind == "ivf_pq":
+            clusterings.append(index.pq.cp)
+            index.do_polysemous_training = False  # the codes' order, which only Hamming distances would use
+        for clustering in clusterings:
+            clustering.seed = seed
+            clustering.min_points_per_centroid = 1  # or it warns, once a byte, of what `nlist` took care of
+        sample = min(len(self), max(64 * index.nlist, 256 * CENTROIDS_A_BYTE))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         chosen = order[:sample].sort().values.to(self.embeddings.device)
         index.train(normalised("embeddings", self.embeddings[chosen]).cpu().numpy())

@@ -1,11 +1,12 @@
-"""Exact nearest items by cosine, without any approximation.
+"""Nearest items by cosine: what all indexes share, and the exact one.
 
 Shapes: `B` queries, `D` width, `I` catalog items, `k` results.
 """
 
-from collections.abc import Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from functools import reduce
 from math import isfinite
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,21 +14,94 @@ from torch import Tensor
 from ..errors import ConfigurationError, InputError
 from .item_table import chunks
 
+TopK = tuple[Tensor, Tensor]  # scores and catalog indices
 
-class ItemIndex(Protocol):
-    """What answers top-k queries over a catalog."""
 
+class ItemIndex(ABC):
+    """A table of item embeddings that answers top-k queries over the catalog.
+
+    Args:
+        embeddings: `[I, D]`; they are kept as they are.
+
+    Raises:
+        InputError: The shape is not `[I, D]`.
+    """
+
+    #: Queries scored at once.
+    chunk_size: int = 256
+
+    def __init__(self, embeddings: Tensor) -> None:
+        if embeddings.ndim != 2 or 0 in embeddings.shape:
+            raise InputError(f"embeddings must have shape [items, width], got {list(embeddings.shape)}")
+        self.embeddings = embeddings.detach()
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.embeddings)
+
+    @torch.no_grad()
     def search(
         self,
         queries: Tensor,
         k: int,
         exclude: Sequence[Collection[int]] | None = None,
         candidates: Sequence[int] | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See `ExactIndex.search`."""
+    ) -> TopK:
+        """Find the k items of greatest cosine for each query; ties go to the lower catalog index.
+
+        Args:
+            queries: `[B, D]`.
+            k: Number of results.
+            exclude: For each query the catalog indices to leave out.
+            candidates: Only these catalog indices are searched, for all queries; `None` is the whole catalog.
+
+        Returns:
+            Scores `[B, k]` (float32, descending) and catalog indices `[B, k]` (int64). Where fewer than k items are
+            left, the rest holds score -inf and index -1.
+
+        Raises:
+            InputError: Shapes do not fit, an index lies outside the catalog, or a query is not finite.
+            ConfigurationError: `k` is below 1.
+        """
+        num_items, width = self.embeddings.shape
+        if k < 1:
+            raise ConfigurationError(f"k must be at least 1, got {k!r}")
+        if queries.ndim != 2 or queries.shape[1] != width:
+            raise InputError(f"queries must have shape [rows, {width}], got {list(queries.shape)}")
+        exclude = [()] * len(queries) if exclude is None else exclude
+        if len(exclude) != len(queries):
+            raise InputError(f"exclude must have one entry for each of the {len(queries)} queries, got {len(exclude)}")
+        left_out = torch.tensor([item for row in exclude for item in row], dtype=torch.long)
+        items = None
+        if candidates is not None:
+            items = torch.as_tensor(candidates, dtype=torch.long, device=self.embeddings.device).flatten().unique()
+        for name, indices in (("exclude", left_out), ("candidates", items)):
+            outside = [] if indices is None else indices[(indices < 0) | (indices >= num_items)].tolist()
+            if outside:
+                raise InputError(f"{name} must be catalog indices from 0 to {num_items - 1}, got {outside[:5]}")
+        return self._search(normalised("queries", queries.to(self.embeddings.device)), k, exclude, items)
+
+    @abstractmethod
+    def _search(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
+        """Search for queries of length 1 among some items, ascending, or among all."""
+
+    @abstractmethod
+    def _blocks(self, queries: Tensor, items: Tensor | None) -> Iterator[TopK]:
+        """Yield scores [B, n] of n items after the other, and their catalog indices [n]."""
+
+    def _search_blocks(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
+        """Search exactly, for some queries after the other."""
+        found = []
+        for start in range(0, max(1, len(queries)), self.chunk_size):
+            rows = slice(start, start + self.chunk_size)
+            cells = [(row, int(item)) for row, left_out in enumerate(exclude[rows]) for item in left_out]
+            left_out = torch.tensor(cells, dtype=torch.long).view(-1, 2).to(queries.device)
+            blocks = self._blocks(queries[rows], items)
+            found.append(reduce(_merged, (_best_of_block(*block, k, left_out) for block in blocks)))
+        return torch.cat([scores for scores, _ in found]), torch.cat([indices for _, indices in found])
 
 
-class ExactIndex:
+class ExactIndex(ItemIndex):
     """A table of item embeddings that answers top-k queries exactly and deterministically.
 
     Args:
@@ -47,183 +121,35 @@ class ExactIndex:
         for name, size in (("chunk_size", chunk_size), ("item_chunk_size", item_chunk_size)):
             if size < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {size!r}")
-        check_embeddings(embeddings)
-        as_they_are = all(_is_unit(rows) for rows in chunks(embeddings))
-        self.embeddings = embeddings.detach() if as_they_are else normalised("embeddings", embeddings)
+        super().__init__(embeddings)
+        if not all(_is_unit(rows) for rows in chunks(self.embeddings)):
+            self.embeddings = normalised("embeddings", self.embeddings)
         self.chunk_size = chunk_size
         self.item_chunk_size = item_chunk_size
 
-    def __len__(self) -> int:
-        """Return the number of items."""
-        return len(self.embeddings)
+    def _search(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
+        return self._search_blocks(queries, k, exclude, items)
 
-    @torch.no_grad()
-    def search(
-        self,
-        queries: Tensor,
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        candidates: Sequence[int] | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Find the k items of greatest cosine for each query; ties go to the lower catalog index.
-
-        Args:
-            queries: `[B, D]`.
-            k: Number of results.
-            exclude: For each query the catalog indices to leave out.
-            candidates: Only these catalog indices are searched, for all queries; `None` is the whole catalog.
-
-        Returns:
-            Scores `[B, k]` (float32, descending) and catalog indices `[B, k]` (int64). Where fewer than k items are
-            left, the rest holds score -inf and index -1.
-
-        Raises:
-            InputError: Shapes do not fit, an index lies outside the catalog, or a query is not finite.
-            ConfigurationError: `k` is below 1.
-        """
-        queries = checked_queries(self.embeddings, queries, k, exclude)
-        columns = None if candidates is None else checked_candidates(self.embeddings, candidates)
-        if len(queries) <= self.chunk_size:
-            return self._search(queries, k, exclude, columns)
-        scores = queries.new_empty(len(queries), k)
-        indices = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
-        for start in range(0, len(queries), self.chunk_size):
-            rows = slice(start, start + self.chunk_size)
-            left_out = None if exclude is None else exclude[rows]
-            scores[rows], indices[rows] = self._search(queries[rows], k, left_out, columns)
-        return scores, indices
-
-    def _search(
-        self, queries: Tensor, k: int, exclude: Sequence[Collection[int]] | None, columns: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Search for a chunk of queries, in one chunk of items after the other."""
-        excluded = None if exclude is None else self._cells(exclude)
-        found: tuple[Tensor, Tensor] | None = None
+    def _blocks(self, queries: Tensor, items: Tensor | None) -> Iterator[TopK]:
         for first in range(0, len(self), self.item_chunk_size):
-            block, indices = self._score(queries, first, excluded, columns)
-            if not block.shape[1]:
-                continue
-            scores, places = stable_top_k(block, min(k, block.shape[1]))
-            if indices is not None:
-                places = indices[places]
-            elif first:
-                places = places + first
-            if found is not None:
-                # what was found before stands first: ties go to the lower index
-                scores, order = torch.cat([found[0], scores], dim=1).sort(dim=1, descending=True, stable=True)
-                scores, places = scores[:, :k], torch.cat([found[1], places], dim=1).gather(1, order[:, :k])
-            found = scores, places
-        if found is None:
-            found = (
-                queries.new_empty(len(queries), 0),
-                torch.empty(len(queries), 0, dtype=torch.long, device=queries.device),
-            )
-        return padded(*found, k)
+            yield self._score(queries, first, items)
 
-    def _score(
-        self, queries: Tensor, first: int, excluded: tuple[Tensor, Tensor] | None, columns: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the scores [B, <= item_chunk_size] of a chunk of items from `first` on, and whose they are.
-
-        The latter is None where they are the whole chunk's.
-        """
-        items = self.embeddings[first : first + self.item_chunk_size]
-        block = _cosines(queries, items if items.dtype == torch.float32 else normalised("embeddings", items, first))
-        if excluded is not None:
-            rows, cells = excluded
-            if len(items) < len(self):
-                here = (cells >= first) & (cells < first + len(items))
-                rows, cells = rows[here], cells[here] - first
-            block[rows, cells] = float("-inf")
-        if columns is None:
-            return block, None
+    def _score(self, queries: Tensor, first: int, items: Tensor | None) -> TopK:
+        """Return the scores [B, <= item_chunk_size] of a chunk of items from `first` on, and whose they are."""
+        rows = self.embeddings[first : first + self.item_chunk_size]
+        block = cosines(queries, rows if rows.dtype == torch.float32 else normalised("embeddings", rows, first))
+        if items is None:
+            return block, torch.arange(first, first + len(rows), device=rows.device)
         # the whole chunk is multiplied, so that candidates cannot change a score's last bit
-        here = columns[(columns >= first) & (columns < first + len(items))]
+        here = items[(items >= first) & (items < first + len(rows))]
         return block[:, here - first], here
 
-    def _cells(self, exclude: Sequence[Collection[int]]) -> tuple[Tensor, Tensor]:
-        rows = [row for row, items in enumerate(exclude) for _ in items]
-        columns = [item for items in exclude for item in items]
-        cells = torch.tensor([rows, columns], dtype=torch.long).to(self.embeddings.device)
-        return cells[0], cells[1]
 
-
-def _cosines(queries: Tensor, items: Tensor) -> Tensor:
-    """Multiply queries [B, D] with items [I, D], all float32 of length 1, to scores [B, I]."""
+def cosines(queries: Tensor, items: Tensor) -> Tensor:
+    """Multiply queries `[B, D]` with items `[n, D]`, all float32 of length 1, to scores `[B, n]`."""
     if len(queries) == 1 and queries.device.type == "cpu":  # MKL in PyTorch reads memory at half the speed on AMD
         return torch.from_numpy(queries.numpy() @ items.numpy().T)
     return queries @ items.T
-
-
-def _is_unit(rows: Tensor) -> bool:
-    """Whether all rows are of length 1, to the rounding of their type."""
-    tolerance = max(1e-6, torch.finfo(rows.dtype).eps) if rows.dtype.is_floating_point else -1.0
-    return bool(((torch.linalg.vector_norm(rows.detach().float(), dim=1) - 1).abs() <= tolerance).all())
-
-
-def check_embeddings(embeddings: Tensor) -> None:
-    """Refuse embeddings that are no table.
-
-    Args:
-        embeddings: `[I, D]`.
-
-    Raises:
-        InputError: The shape is another, or empty.
-    """
-    if embeddings.ndim != 2 or 0 in embeddings.shape:
-        raise InputError(f"embeddings must have shape [items, width], got {list(embeddings.shape)}")
-
-
-def checked_queries(embeddings: Tensor, queries: Tensor, k: int, exclude: Sequence[Collection[int]] | None) -> Tensor:
-    """Refuse a search that an index cannot answer.
-
-    Args:
-        embeddings: `[I, D]`, the index's.
-        queries: `[B, D]`.
-        k: Number of results.
-        exclude: For each query the catalog indices to leave out.
-
-    Returns:
-        The queries `[B, D]` float32, each of length 1, on the device of the embeddings.
-
-    Raises:
-        InputError: Shapes do not fit, an index lies outside the catalog, or a query is not finite.
-        ConfigurationError: `k` is below 1.
-    """
-    num_items, width = embeddings.shape
-    if k < 1:
-        raise ConfigurationError(f"k must be at least 1, got {k!r}")
-    if queries.ndim != 2 or queries.shape[1] != width:
-        raise InputError(f"queries must have shape [rows, {width}], got {list(queries.shape)}")
-    if exclude is not None:
-        if len(exclude) != len(queries):
-            raise InputError(f"exclude must have one entry for each of the {len(queries)} queries, got {len(exclude)}")
-        outside = [item for row in exclude for item in row if not 0 <= item < num_items]
-        if outside:
-            raise InputError(f"exclude must be catalog indices from 0 to {num_items - 1}, got {outside[:5]}")
-    return normalised("queries", queries.to(embeddings.device))
-
-
-def checked_candidates(embeddings: Tensor, candidates: Sequence[int] | Tensor) -> Tensor:
-    """Sort candidates, each once.
-
-    Args:
-        embeddings: `[I, D]`, the index's.
-        candidates: Catalog indices.
-
-    Returns:
-        The same, ascending, on the device of the embeddings.
-
-    Raises:
-        InputError: One lies outside the catalog.
-    """
-    columns = torch.as_tensor(candidates, dtype=torch.long, device=embeddings.device).flatten().unique()
-    outside = columns[(columns < 0) | (columns >= len(embeddings))]
-    if len(outside):
-        raise InputError(
-            f"candidates must be catalog indices from 0 to {len(embeddings) - 1}, got {outside[:5].tolist()}"
-        )
-    return columns
 
 
 def normalised(name: str, vectors: Tensor, first: int = 0) -> Tensor:
@@ -249,34 +175,46 @@ def normalised(name: str, vectors: Tensor, first: int = 0) -> Tensor:
     return vectors / lengths.clamp_min(1e-12)
 
 
-def padded(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Bring results to k columns, and say -1 where nothing was found.
+def best_of(scores: Tensor, items: Tensor, k: int) -> TopK:
+    """Keep the k best scores of each row, ties to the first column.
 
     Args:
-        scores: `[B, <= k]`, -inf for what is left out.
-        indices: Their catalog indices.
+        scores: `[B, n]` without NaN, -inf for what is left out.
+        items: `[n]` or `[B, n]` catalog indices.
         k: Number of results.
 
     Returns:
-        Scores and indices `[B, k]`.
+        Scores and catalog indices `[B, k]`; where fewer are left, the rest holds score -inf and index -1.
     """
-    if scores.shape[1] < k:
-        missing = (len(scores), k - scores.shape[1])
-        scores = torch.cat([scores, scores.new_full(missing, float("-inf"))], dim=1)
-        indices = torch.cat([indices, indices.new_full(missing, -1)], dim=1)
-    return scores, indices.masked_fill(scores == float("-inf"), -1)
+    best, columns = _stable_top_k(scores, min(k, scores.shape[1]))
+    indices = items[columns] if items.ndim == 1 else items.gather(1, columns)
+    if best.shape[1] < k:
+        missing = (0, k - best.shape[1])
+        best, indices = (
+            torch.nn.functional.pad(best, missing, value=float("-inf")),
+            torch.nn.functional.pad(indices, missing),
+        )
+    return best, indices.masked_fill(best == float("-inf"), -1)
 
 
-def stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Find the top k of each row, ties to the lower column; `torch.topk` promises no order among equals.
+def _best_of_block(scores: Tensor, items: Tensor, k: int, left_out: Tensor) -> TopK:
+    """Keep the k best of a block's scores [B, n], whose items [n] ascend, without cells [.., 2] of row and item."""
+    if len(items) and len(left_out):
+        rows, excluded = left_out.T
+        places = torch.searchsorted(items, excluded.contiguous()).clamp_(max=len(items) - 1)
+        here = items[places] == excluded
+        scores[rows[here], places[here]] = float("-inf")
+    return best_of(scores, items, k)
 
-    Args:
-        scores: `[B, columns]` without NaN.
-        k: How many, not more than there are columns.
 
-    Returns:
-        Scores `[B, k]`, descending, and their columns.
-    """
+def _merged(found: TopK, more: TopK) -> TopK:
+    """Merge the best of two blocks; what was found before stands first, as ties go to the lower index."""
+    scores, indices = (torch.cat(pair, dim=1) for pair in zip(found, more, strict=True))
+    return best_of(scores, indices, found[0].shape[1])
+
+
+def _stable_top_k(scores: Tensor, k: int) -> TopK:
+    """Return the k best scores of each row and their columns; `torch.topk` promises no order among equals."""
     best, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if not bool((best[:, 1:] == best[:, :-1]).any()):
         return best[:, :k], columns[:, :k]  # there is but one order
@@ -295,3 +233,9 @@ def _first_columns(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
     above, equal = scores > threshold, scores == threshold
     taken = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
     return taken.nonzero()[:, 1].view(len(scores), k)
+
+
+def _is_unit(rows: Tensor) -> bool:
+    """Whether all rows are of length 1, to the rounding of their type."""
+    tolerance = max(1e-6, torch.finfo(rows.dtype).eps) if rows.dtype.is_floating_point else -1.0
+    return bool(((torch.linalg.vector_norm(rows.detach().float(), dim=1) - 1).abs() <= tolerance).all())

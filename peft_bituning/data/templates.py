@@ -40,11 +40,10 @@ class PromptTemplate:
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for attribute in ("name", "instruction", "marker"):
-            if not isinstance(getattr(self, attribute), str):
-                raise ConfigurationError(f"{attribute} must be text, got {getattr(self, attribute)!r}.")
-        if self.item_instruction is not None and not isinstance(self.item_instruction, str):
-            raise ConfigurationError(f"item_instruction must be text or None, got {self.item_instruction!r}.")
+        for attribute, rule in (("name", ""), ("instruction", ""), ("item_instruction", " or None"), ("marker", "")):
+            value = getattr(self, attribute)
+            if not isinstance(value, str) and not (rule and value is None):
+                raise ConfigurationError(f"{attribute} must be text{rule}, got {value!r}.")
         if self.fields is not None:
             if isinstance(self.fields, str) or not all(isinstance(name, str) for name in self.fields):
                 raise ConfigurationError(f"fields must be a list of column names or None, got {self.fields!r}.")
@@ -104,29 +103,16 @@ class PromptTemplate:
         values["fields"] = None if self.fields is None else list(self.fields)
         return values
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PromptTemplate":
-        """Build a template from plain values; what is left out has its default.
-
-        Raises:
-            ConfigurationError: A key is not a field of the template, or a value has the wrong type.
-        """
-        known = [entry.name for entry in dataclasses.fields(cls)]
-        unknown = sorted(set(map(str, values)) - set(known))
-        if unknown:
-            raise ConfigurationError(f"A template has the keys {', '.join(known)}; got unknown {', '.join(unknown)}.")
-        return cls(**values)
-
     def to_json(self) -> str:
         """Return the template as JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "PromptTemplate":
-        """Read a template from JSON text.
+        """Read a template from JSON text; what is left out has its default.
 
         Raises:
-            ConfigurationError: The text is not a JSON object of a template's fields.
+            ConfigurationError: The text is not a JSON object of a template's fields, or a value has the wrong type.
         """
         try:
             values = json.loads(text)
@@ -134,7 +120,11 @@ class PromptTemplate:
             raise ConfigurationError(f"A template must be JSON; reading it failed: {error}.") from error
         if not isinstance(values, dict):
             raise ConfigurationError(f"A template must be a JSON object, got {text[:60]!r}.")
-        return cls.from_dict(values)
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        unknown = sorted(values.keys() - set(known))
+        if unknown:
+            raise ConfigurationError(f"A template has the keys {', '.join(known)}; got unknown {', '.join(unknown)}.")
+        return cls(**values)
 
     @classmethod
     def from_preset(cls, name: str) -> "PromptTemplate":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..catalog.item_table import ItemTable
 from ..errors import ConfigurationError, InputError
-from ..metrics.ranking import check_indices
+from ..metrics.ranking import check_indices, refuse_nan, seen_cells
 
 MAX_SCORES = 1 << 24  # a float32 counts to so many without an error; 64 MiB
 MIN_ROWS = 16  # fewer rows than these multiply the table at less than half the speed of many
@@ -54,28 +54,20 @@ def catalog_ranks(
         if len(values) != num_rows:
             raise InputError(f"{name} must have one entry for each of the {num_rows} users, got {len(values)}")
     rows, target_items = np.arange(num_rows), np.array(targets, dtype=np.int64)
-    seen_sets = [np.unique(np.array(list(row), dtype=np.int64)) for row in seen]
-    seen_items = np.concatenate([np.empty(0, dtype=np.int64), *seen_sets])
-    seen_rows = np.repeat(rows, [len(row) for row in seen_sets])
     check_indices("targets", target_items, num_items)
-    check_indices("seen", seen_items, num_items)
+    seen_rows, seen_items = seen_cells(seen, num_items)
     if not num_rows:
         return np.empty(0), np.empty(0)
 
     shape = _tile_shape(num_rows, num_items, max_scores)
     target_cells = _Cells(rows, target_items, shape, num_items, users.device)
-    seen_cells = _Cells(seen_rows, seen_items, shape, num_items, users.device)
+    left_out = _Cells(seen_rows, seen_items, shape, num_items, users.device)
     parts = [
-        _counts(users[first : first + shape[0]], table, band, shape[1], target_cells, seen_cells)
+        _counts(users[first : first + shape[0]], table, band, shape[1], target_cells, left_out)
         for band, first in enumerate(range(0, num_rows, shape[0]))
     ]
     is_nan, greater, equal, greater_seen, equal_seen = torch.cat(parts, dim=1).cpu().numpy()  # [B] each
-    if is_nan.any():
-        nan_rows = np.flatnonzero(is_nan)
-        raise InputError(
-            f"scores must not be NaN, got NaN in {nan_rows.size} of {num_rows} rows, "
-            f"first in rows {nan_rows[:5].tolist()}; check the embeddings they come from"
-        )
+    refuse_nan(is_nan)
     unfiltered = 1.0 + greater + 0.5 * equal
     filtered = 1.0 + (greater - greater_seen) + 0.5 * (equal - equal_seen)
     filtered[seen_rows[seen_items == target_items[seen_rows]]] = num_items

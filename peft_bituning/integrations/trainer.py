@@ -1,6 +1,7 @@
 """Training with transformers' own `Trainer`: its batches and its loss."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ..data.samples import Sample
 from ..losses import catalog_contrastive_loss
 
 
+@dataclass(frozen=True)
 class SampleCollator:
     """Makes of training samples what `Trainer` feeds the model: its `data_collator`.
 
@@ -21,8 +23,7 @@ class SampleCollator:
         encoder: the model's histories to inputs; its recommender stays frozen.
     """
 
-    def __init__(self, encoder: HistoryEncoder) -> None:
-        self.encoder = encoder
+    encoder: HistoryEncoder
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Collate samples.
@@ -39,6 +40,7 @@ class SampleCollator:
         return {**inputs, "labels": targets}
 
 
+@dataclass
 class CatalogLoss:
     """The training loss for `Trainer(compute_loss_func=...)`: `L = L_IIC + lambda L_LB` (paper Eq. 12).
 
@@ -51,17 +53,10 @@ class CatalogLoss:
         chunk_size: items a chunk, for large tables.
     """
 
-    def __init__(
-        self,
-        table: ItemTable,
-        temperature: float = 0.05,
-        router_aux_loss_coef: float = 0.01,
-        chunk_size: int | None = None,
-    ) -> None:
-        self.table = table
-        self.temperature = temperature
-        self.router_aux_loss_coef = router_aux_loss_coef
-        self.chunk_size = chunk_size
+    table: ItemTable
+    temperature: float = 0.05
+    router_aux_loss_coef: float = 0.01
+    chunk_size: int | None = None
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Return the share of a micro-batch in the update's loss.

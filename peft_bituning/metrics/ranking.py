@@ -49,13 +49,7 @@ def target_ranks(
         raise InputError(f"targets must be integers (catalog indices), got {target_array.dtype}")
     target_array = target_array.astype(np.int64)
     check_indices("targets", target_array, num_items)
-    nan_rows = np.flatnonzero(np.isnan(score_array).any(axis=1))
-    if nan_rows.size:
-        raise InputError(
-            f"scores must not be NaN, got NaN in {nan_rows.size} of {num_rows} rows, "
-            f"first in rows {nan_rows[:5].tolist()}; check the embeddings they come from"
-        )
-
+    refuse_nan(np.isnan(score_array).any(axis=1))
     rows = np.arange(num_rows)
     target_scores = score_array[rows, target_array][:, None]  # [B, 1]
     greater = (score_array > target_scores).sum(axis=1, dtype=np.int64)
@@ -65,10 +59,7 @@ def target_ranks(
 
     if len(seen) != num_rows:
         raise InputError(f"seen must have one entry for each of the {num_rows} rows of scores, got {len(seen)}")
-    seen_sets = [np.unique(np.asarray(list(row), dtype=np.int64)) for row in seen]
-    seen_columns = np.concatenate(seen_sets) if seen_sets else np.empty(0, dtype=np.int64)
-    check_indices("seen", seen_columns, num_items)
-    seen_rows = np.repeat(rows, [len(row) for row in seen_sets])
+    seen_rows, seen_columns = seen_cells(seen, num_items)
     seen_scores = score_array[seen_rows, seen_columns]
     seen_targets = target_scores[seen_rows, 0]
     greater -= np.bincount(seen_rows[seen_scores > seen_targets], minlength=num_rows)
@@ -113,6 +104,39 @@ def standard_errors(ranks: ArrayLike, k: int = 10) -> dict[str, float]:
         InputError: As `ranking_metrics`.
     """
     return {f"{name}_se": float(values.std() / np.sqrt(values.size)) for name, values in user_gains(ranks, k).items()}
+
+
+def seen_cells(seen: Sequence[Collection[int]], num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and catalog indices of what is left out, each item of a row once.
+
+    Args:
+        seen: For each row its catalog indices (duplicates allowed).
+        num_items: Catalog size I.
+
+    Raises:
+        InputError: An index lies outside the catalog.
+    """
+    rows = [np.unique(np.array(list(row), dtype=np.int64)) for row in seen]
+    items = np.concatenate([np.empty(0, dtype=np.int64), *rows])
+    check_indices("seen", items, num_items)
+    return np.repeat(np.arange(len(rows)), [len(row) for row in rows]), items
+
+
+def refuse_nan(is_nan: np.ndarray) -> None:
+    """Refuse scores that are NaN.
+
+    Args:
+        is_nan: `[B]`, whether a row of scores holds one.
+
+    Raises:
+        InputError: One does.
+    """
+    rows = np.flatnonzero(is_nan)
+    if rows.size:
+        raise InputError(
+            f"scores must not be NaN, got NaN in {rows.size} of {len(is_nan)} rows, first in rows "
+            f"{rows[:5].tolist()}; check the embeddings they come from"
+        )
 
 
 def check_indices(name: str, indices: np.ndarray, num_items: int) -> None:

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peft_bituning.batch.user_source import UserSource, block_digest
+from peft_bituning.batch.user_source import block_digest, open_users
 from peft_bituning.errors import ConfigurationError, DataError
 
 USERS = ["u0", "007", "8", "ü3", "u4"]
@@ -26,7 +26,7 @@ def write(path: Path, users: Any = USERS, histories: Any = HISTORIES, **settings
 
 
 def read(source: Any, size: int = 2, **columns: str) -> list[tuple[list[str], list[list[str]]]]:
-    blocks = list(UserSource(source, **columns).blocks(size))
+    blocks = list(open_users(source, **columns).blocks(size))
     assert [block.number for block in blocks] == list(range(len(blocks)))
     found = [block.users() for block in blocks]
     assert [len(users) for users, _ in found] == [block.rows for block in blocks]
@@ -68,7 +68,7 @@ def test_every_kind_of_source_gives_the_same(tmp_path: Path) -> None:
     expected = [(USERS[first : first + 2], HISTORIES[first : first + 2]) for first in (0, 2, 4)]
     for source in sources:
         assert read(source) == expected
-        assert UserSource(source).rows in (5, None)
+        assert open_users(source).rows in (5, None)
 
 
 def test_ids_are_the_users_own_strings(tmp_path: Path) -> None:
@@ -129,15 +129,15 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         r"user_column must be a column of users.parquet \(junk, user_id, history\), got 'id'; give its name as user_"
     )
     with pytest.raises(ConfigurationError, match=message):
-        UserSource(path, user_column="id")
+        open_users(path, user_column="id")
     pq.write_table(pa.table({"user_id": ["u"], "items": [["a"]]}), tmp_path / "z.parquet")
     with pytest.raises(ConfigurationError, match=r"history_column must be a column of z.parquet \(user_id, items\)"):
-        UserSource(tmp_path)  # before anything is read
+        open_users(tmp_path)  # before anything is read
     data = Dataset.from_dict({"user": ["u"], "items": [["a"]]})
     assert read(data, user_column="user", history_column="items") == [(["u"], [["a"]])]
     for source, where in ((data, "the Dataset"), (data.to_iterable_dataset(), "the IterableDataset")):
         with pytest.raises(ConfigurationError, match=f"user_column must be a column of {where} .user, items"):
-            UserSource(source)
+            open_users(source)
     rows = [{"user_id": "u", "history": ["a"]}, {"user_id": "v"}]
     with pytest.raises(ConfigurationError, match=r"history_column must be a column of row 1 of the Iter.*\(user_id\)"):
         read(IterableDataset.from_generator(lambda: iter(rows)))
@@ -151,21 +151,21 @@ def test_files_of_folders_and_globs_are_sorted(tmp_path: Path) -> None:
     assert read(tmp_path, 9)[0][0] == ["a/x", "a/y", "b/x"]
     assert read(f"{tmp_path}/*/x.parquet", 9)[0][0] == ["a/x", "b/x"]
     assert read([tmp_path / "b", str(tmp_path / "a" / "x.parquet")], 9)[0][0] == ["b/x", "a/x"]
-    assert UserSource(tmp_path).description["files"].keys() == {"a/x.parquet", "a/y.parquet", "b/x.parquet"}
+    assert open_users(tmp_path).description["files"].keys() == {"a/x.parquet", "a/y.parquet", "b/x.parquet"}
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere/*.parquet", "hf://datasets/me/users/*.parquet", []])
 def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="source must name parquet files, got"):
-        UserSource(source)
+        open_users(source)
 
 
 def test_another_kind_of_source() -> None:
     split = Dataset.from_dict({"user_id": ["u"], "history": [["a"]]})
     for source in ({"u": ["a"]}, DatasetDict(train=split), [split], 3):
         with pytest.raises(ConfigurationError, match="source must be parquet files.*; of a DatasetDict give one split"):
-            UserSource(source)  # type: ignore[arg-type]
+            open_users(source)  # type: ignore[arg-type]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(DataError, match=r"users.parquet must be a parquet file, got one that cannot be read"):
-        UserSource(path)
+        open_users(path)
     path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
     with pytest.raises(DataError, match=r"users.parquet must be a parquet file, got one that cannot be read"):
         read(path)
@@ -181,10 +181,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_overlap(tmp_path: Path) -> None:
     write(tmp_path / "users.parquet")
-    assert UserSource(tmp_path).overlaps(tmp_path / "recs")
-    assert not UserSource(tmp_path / "users.parquet").overlaps(tmp_path / "recs")
-    assert UserSource(f"{tmp_path}/*.parquet").overlaps(tmp_path)
-    assert not UserSource(Dataset.from_dict({"user_id": ["u"], "history": [["a"]]})).overlaps(tmp_path)
+    assert open_users(tmp_path).overlaps(tmp_path / "recs")
+    assert not open_users(tmp_path / "users.parquet").overlaps(tmp_path / "recs")
+    assert open_users(f"{tmp_path}/*.parquet").overlaps(tmp_path)
+    assert not open_users(Dataset.from_dict({"user_id": ["u"], "history": [["a"]]})).overlaps(tmp_path)
 
 
 # ---------------------------------------------------------------------- memory
@@ -199,7 +199,7 @@ def test_a_row_group_is_not_held_at_once(tmp_path: Path) -> None:
     assert pq.read_metadata(path).num_row_groups == 1
     del items, histories
     before = pa.total_allocated_bytes()
-    held = [pa.total_allocated_bytes() - before for _ in UserSource(path).blocks(1000)]
+    held = [pa.total_allocated_bytes() - before for _ in open_users(path).blocks(1000)]
     assert len(held) == count // 1000
     assert max(held) < whole / 5
 
@@ -213,5 +213,5 @@ def test_a_stream_is_read_block_by_block() -> None:
             read_so_far += 1
             yield {"user_id": f"u{user}", "history": ["a"]}
 
-    for block in UserSource(IterableDataset.from_generator(rows)).blocks(10):
+    for block in open_users(IterableDataset.from_generator(rows)).blocks(10):
         assert read_so_far == 10 * (block.number + 1)

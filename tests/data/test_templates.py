@@ -1,5 +1,7 @@
 """Templates: the texts of the paper, what is printed, and their JSON."""
 
+import json
+
 import pytest
 
 from peft_bituning.data import PRESETS, ItemCatalog, PromptEncoder, PromptTemplate
@@ -70,13 +72,13 @@ def test_a_template_of_ones_own(catalog: ItemCatalog, byte_tokenizer) -> None:
 def test_json_round_trip(name: str) -> None:
     template = PRESETS[name]
     assert PromptTemplate.from_json(template.to_json()) == template
-    assert PromptTemplate.from_dict(template.to_dict()) == template
+    assert PromptTemplate.from_json(json.dumps(template.to_dict())) == template
     assert hash(PromptTemplate.from_preset(name)) == hash(template)
 
 
 def test_wrong_templates_say_what_is_wrong() -> None:
     with pytest.raises(ConfigurationError, match="unknown colour"):
-        PromptTemplate.from_dict({"name": "a", "colour": "red"})
+        PromptTemplate.from_json(json.dumps({"name": "a", "colour": "red"}))
     with pytest.raises(ConfigurationError, match="must be a JSON object"):
         PromptTemplate.from_json("[]")
     with pytest.raises(ConfigurationError, match="must be JSON; reading it failed"):
@@ -84,13 +86,13 @@ def test_wrong_templates_say_what_is_wrong() -> None:
     with pytest.raises(ConfigurationError, match="placeholder {number}, got '{title}'"):
         PromptTemplate(marker="{title}")
     with pytest.raises(ConfigurationError, match="fields must be a list"):
-        PromptTemplate.from_dict({"fields": "brand"})
+        PromptTemplate.from_json(json.dumps({"fields": "brand"}))
     with pytest.raises(ConfigurationError, match="sources must map"):
-        PromptTemplate.from_dict({"sources": ["brand"]})
+        PromptTemplate.from_json(json.dumps({"sources": ["brand"]}))
     with pytest.raises(ConfigurationError, match="instruction must be text, got 3"):
-        PromptTemplate.from_dict({"instruction": 3})
+        PromptTemplate.from_json(json.dumps({"instruction": 3}))
     with pytest.raises(ConfigurationError, match="item_instruction must be text or None, got 3"):
-        PromptTemplate.from_dict({"item_instruction": 3})
+        PromptTemplate.from_json(json.dumps({"item_instruction": 3}))
     with pytest.raises(ConfigurationError, match="one of paper, no_phrase.*got 'papers'"):
         PromptTemplate.from_preset("papers")
     with pytest.raises(ConfigurationError, match="kind must be 'user' or 'item', got 'x'"):

@@ -4,14 +4,14 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ...errors import DataError
 from ..interactions import Event, Interactions
 from ..items import ItemCatalog
 from ..rejects import ReadReport, Row
 from ..values import as_id, as_text, is_missing
-from .text_files import json_rows
+from .text_files import TextOptions, json_rows
 
 _TAG = re.compile(r"</?[a-zA-Z!][^<>]*>?")
 _SCRIPT = re.compile(r"getTime\(\)|function\s*\(|\bvar\s+\w+\s*=")
@@ -20,7 +20,7 @@ _STORE = re.compile(r"^Visit Amazon's (.+) Page$")
 
 
 def read_amazon2018(
-    reviews: str | Path, meta: str | Path, report: ReadReport, *, progress: bool = False
+    reviews: str | Path, meta: str | Path, report: ReadReport, **options: Unpack[TextOptions]
 ) -> Interactions:
     """Read a five-core review file and the metadata of its category, JSON lines or (in old dumps) Python literals.
 
@@ -31,17 +31,17 @@ def read_amazon2018(
         reviews: Rows of `reviewerID`, `asin`, `unixReviewTime` (or `reviewTime`, as in "09 13, 2009").
         meta: Rows of `asin`, `title`, `brand`, `category` (in 2014 `categories`).
         report: Takes counts and rejected rows.
-        progress: Show progress bars.
+        **options: See `TextOptions`.
 
     Raises:
         DataError: A file is missing or empty, or nothing usable is in it.
     """
-    rows = json_rows(Path(reviews), report, python_literals=True, progress=progress)
+    rows = json_rows(Path(reviews), report, python_literals=True, **options)
     events = [
         Event(row.record.get("reviewerID"), row.record.get("asin"), _review_time(row.record), row.file, row.line)
         for row in rows
     ]
-    records = json_rows(Path(meta), report, python_literals=True, progress=progress)
+    records = json_rows(Path(meta), report, python_literals=True, **options)
     return joined(events, records, _described, report, f"{Path(reviews).name} with {Path(meta).name}")
 
 

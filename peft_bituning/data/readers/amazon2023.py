@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -16,7 +16,7 @@ from ..interactions import Event, Interactions
 from ..rejects import ReadReport
 from ..values import as_id
 from .amazon import category_path, clean_brand, clean_title, joined
-from .text_files import json_rows, table_rows
+from .text_files import TextOptions, json_rows, table_rows
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def read_amazon2023(
     *,
     root: str | Path | None = None,
     download: Callable[..., str] = hf_hub_download,
-    progress: bool = False,
+    **options: Unpack[TextOptions],
 ) -> Interactions:
     """Read one category: its five-core leave-last-out split and its metadata, joined on `parent_asin`.
 
@@ -63,7 +63,7 @@ def read_amazon2023(
         report: Takes counts and rejected rows.
         root: A local folder with the repository's files (in its folders, or all in one); `None` downloads.
         download: `huggingface_hub.hf_hub_download`, or a stand-in with its keywords.
-        progress: Show progress bars.
+        **options: See `TextOptions`.
 
     Raises:
         DataError: The category does not exist, or a file can neither be found nor fetched.
@@ -71,11 +71,11 @@ def read_amazon2023(
     if category not in CATEGORIES:
         raise DataError(f"Amazon-Reviews-2023 has no category {category!r}. It has: {', '.join(CATEGORIES)}.")
     files = _Repository(None if root is None else Path(root), download)
-    events = [] if category in WITHOUT_SPLIT else _split_events(category, report, files, progress)
+    events = [] if category in WITHOUT_SPLIT else _split_events(category, report, files, **options)
     if not events:
         logger.warning("%s has no five-core split; cutting its raw reviews to five events a user and item.", category)
-        events = _core_events(category, report, files, progress)
-    records = json_rows(files.fetch(f"raw/meta_categories/meta_{category}.jsonl"), report, progress=progress)
+        events = _core_events(category, report, files, **options)
+    records = json_rows(files.fetch(f"raw/meta_categories/meta_{category}.jsonl"), report, **options)
     return joined(events, records, _described, report, f"Amazon-Reviews-2023 {category} ({REVISION[:8]})")
 
 
@@ -131,7 +131,7 @@ class _Repository:
         return path
 
 
-def _split_events(category: str, report: ReadReport, files: _Repository, progress: bool) -> list[Event]:
+def _split_events(category: str, report: ReadReport, files: _Repository, **options: Unpack[TextOptions]) -> list[Event]:
     """Read the parts of the published split; there are no events where a part is missing or empty."""
     columns = ("user_id", "parent_asin", "timestamp")
     events: list[Event] = []
@@ -139,14 +139,14 @@ def _split_events(category: str, report: ReadReport, files: _Repository, progres
         path = files.find(f"benchmark/5core/last_out/{category}.{part}.csv")
         if path is None or path.stat().st_size == 0:
             return []
-        events += [Event.from_row(row, *columns) for row in table_rows(path, report, columns, progress=progress)]
+        events += [Event.from_row(row, *columns) for row in table_rows(path, report, columns, **options)]
     return events
 
 
-def _core_events(category: str, report: ReadReport, files: _Repository, progress: bool) -> list[Event]:
+def _core_events(category: str, report: ReadReport, files: _Repository, **options: Unpack[TextOptions]) -> list[Event]:
     """Cut the raw reviews to the core; those without ids stay, to be rejected with all other events."""
     path = files.fetch(f"raw/review_categories/{category}.jsonl")
-    rows = json_rows(path, report, progress=progress)
+    rows = json_rows(path, report, **options)
     events = [Event.from_row(row, "user_id", "parent_asin") for row in rows]
     pairs = [(as_id(event.user_id), as_id(event.item_id)) for event in events]
     known = [place for place, pair in enumerate(pairs) if None not in pair]

@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from ...errors import DataError
 from ..interactions import Event, Interactions
 from ..items import ItemCatalog
 from ..rejects import ReadReport, Row
-from .text_files import require_columns, table_rows, text_lines
+from .text_files import TextOptions, require_columns, table_rows, text_lines
 from .unisrec import CutHistories, split_texts
 
 #: RecBole's names for what we call otherwise; `movie_title` and the like are the title.
@@ -25,12 +26,7 @@ _SPLITS = ("train", "valid", "test")
 
 
 def read_atomic(
-    path: str | Path,
-    report: ReadReport,
-    *,
-    fallback_encoding: str | None = None,
-    progress: bool = False,
-    source: str | None = None,
+    path: str | Path, report: ReadReport, source: str | None = None, **options: Unpack[TextOptions]
 ) -> Interactions:
     """Read atomic files, in RecBole's form or in that of UniSRec's processed download.
 
@@ -45,25 +41,17 @@ def read_atomic(
     Args:
         path: The folder, or a path without endings (`FOLDER/NAME`) where the folder holds several data sets.
         report: Takes counts and rejected rows.
-        fallback_encoding: Encoding of lines that are not UTF-8.
-        progress: Show progress bars.
         source: Name of the source; the data set's by default.
+        **options: See `TextOptions`.
 
     Raises:
         DataError: Files are missing, empty or have other columns, or nothing usable is in them.
     """
     prefix = _prefix(Path(path))
-    rows = partial(
-        table_rows,
-        report=report,
-        delimiter="\t",
-        typed_header=True,
-        fallback_encoding=fallback_encoding,
-        progress=progress,
-    )
+    rows = partial(table_rows, report=report, delimiter="\t", typed_header=True, **options)
     inter = Path(f"{prefix}.inter")
     parts = [inter] if inter.is_file() else [Path(f"{prefix}.{split}.inter") for split in _SPLITS]
-    if len(parts) > 1 and "item_id_list" in _columns(parts[0], fallback_encoding):
+    if len(parts) > 1 and "item_id_list" in _columns(parts[0], options.get("fallback_encoding")):
         cuts = CutHistories(report)
         for part in parts:
             for row in rows(path=part, required=("user_id", "item_id_list", "item_id")):
@@ -71,10 +59,8 @@ def read_atomic(
         user_ids = _original_ids(Path(f"{prefix}.user2index"), report)
         item_ids = _original_ids(Path(f"{prefix}.item2index"), report)
         text = Path(f"{prefix}.text")
-        if text.is_file():
-            items = _text_catalog(text, report, item_ids, fallback_encoding, progress)
-        else:
-            items = _item_catalog(prefix, report, rows)
+        with_texts = text.is_file()
+        items = _text_catalog(text, report, item_ids, **options) if with_texts else _item_catalog(prefix, report, rows)
         events: Iterator[Event] = cuts.events(user_ids, item_ids)
     else:
         items = _item_catalog(prefix, report, rows)
@@ -120,13 +106,12 @@ def _item_catalog(prefix: Path, report: ReadReport, rows: Callable[..., Iterator
 
 
 def _text_catalog(
-    path: Path, report: ReadReport, item_ids: dict[str, str] | None, fallback_encoding: str | None, progress: bool
+    path: Path, report: ReadReport, item_ids: dict[str, str] | None, **options: Unpack[TextOptions]
 ) -> ItemCatalog:
     """Read a UniSRec text file; with an index of items, the catalog is in its order."""
     places = {} if item_ids is None else {item: place for place, item in enumerate(item_ids.values())}
     found: list[tuple[int, str, str]] = []
-    lines = text_lines(path, report, fallback_encoding=fallback_encoding, progress=progress, count_from=2)
-    for line, text in lines:
+    for line, text in text_lines(path, report, count_from=2, **options):
         item_id, _, description = text.partition("\t")
         if line == 1:
             require_columns([name.split(":")[0] for name in text.split("\t")], path.name, ("item_id", "text"))

@@ -3,20 +3,19 @@
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import Unpack
 
 from ...errors import DataError
 from ..interactions import Event, Interactions
 from ..items import ItemCatalog
 from ..rejects import ReadReport, Row
-from .text_files import json_rows, table_rows
+from .text_files import TextOptions, json_rows, table_rows
 
 #: Columns that say when; where a table has both, the first counts.
 TIME_COLUMNS = ("timestamp", "order")
 
 
-def read_folder(
-    path: str | Path, report: ReadReport, *, fallback_encoding: str | None = None, progress: bool = False
-) -> Interactions:
+def read_folder(path: str | Path, report: ReadReport, **options: Unpack[TextOptions]) -> Interactions:
     """Read `items.jsonl` (`item_id`, `title`, any other columns) and `interactions.csv`.
 
     The table needs the columns `user_id`, `item_id` and one of `timestamp` (seconds, milliseconds or ISO 8601) and
@@ -25,8 +24,7 @@ def read_folder(
     Args:
         path: The folder.
         report: Takes counts and rejected rows.
-        fallback_encoding: Encoding of lines that are not UTF-8.
-        progress: Show progress bars.
+        **options: See `TextOptions`.
 
     Raises:
         DataError: A file is missing, empty or has other columns, or nothing usable is in it.
@@ -34,17 +32,9 @@ def read_folder(
     folder = Path(path)
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}. It must hold items.jsonl and interactions.csv.")
-    rows = json_rows(folder / "items.jsonl", report, fallback_encoding=fallback_encoding, progress=progress)
-    items = ItemCatalog.from_rows(rows, report)
-    table = table_rows(
-        folder / "interactions.csv",
-        report,
-        ("user_id", "item_id"),
-        TIME_COLUMNS,
-        fallback_encoding=fallback_encoding,
-        progress=progress,
-    )
-    return timed_interactions(items, table, report, folder.name)
+    items = ItemCatalog.from_rows(json_rows(folder / "items.jsonl", report, **options), report)
+    events = table_rows(folder / "interactions.csv", report, ("user_id", "item_id"), TIME_COLUMNS, **options)
+    return timed_interactions(items, events, report, folder.name)
 
 
 def timed_interactions(

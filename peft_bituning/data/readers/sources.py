@@ -13,6 +13,7 @@ from .amazon import find_amazon2018, read_amazon2018
 from .amazon2023 import read_amazon2023
 from .atomic import read_atomic
 from .folder import read_folder
+from .text_files import TextOptions
 
 #: The forms a source can be named in, with what each reads.
 SOURCE_FORMS = {
@@ -56,20 +57,16 @@ def load_interactions(
             rows were rejected.
     """
     name, _, argument = spec.partition(":")
+    options: TextOptions = {"fallback_encoding": fallback_encoding, "progress": progress}
     with settled_report(rejects_path, max_rejected) as report:
         if spec == "ml-100k":
             # MovieLens was published in Latin-1; copies come in both encodings.
-            read = read_atomic(
-                _recbole_example("ml-100k"),
-                report,
-                fallback_encoding=fallback_encoding or "latin-1",
-                progress=progress,
-                source="ml-100k",
-            )
+            options["fallback_encoding"] = fallback_encoding or "latin-1"
+            read = read_atomic(_recbole_example("ml-100k"), report, "ml-100k", **options)
         elif name == "folder" and argument:
-            read = read_folder(argument, report, fallback_encoding=fallback_encoding, progress=progress)
+            read = read_folder(argument, report, **options)
         elif name == "atomic" and argument:
-            read = read_atomic(argument, report, fallback_encoding=fallback_encoding, progress=progress)
+            read = read_atomic(argument, report, **options)
         elif name == "amazon2018" and argument:
             read = _read_amazon2018(argument, report, progress)
         elif name == "amazon2023" and argument:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypedDict, Unpack, cast
 
 from tqdm.auto import tqdm
 
@@ -20,22 +20,34 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _LINES_PER_TICK = 4096
 
 
+class TextOptions(TypedDict, total=False):
+    """How text files are read.
+
+    Args:
+        fallback_encoding: Encoding for lines that are not UTF-8, where the source declares one.
+        progress: Show a progress bar.
+    """
+
+    fallback_encoding: str | None
+    progress: bool
+
+
 def text_lines(
     path: Path,
     report: ReadReport,
+    count_from: int = 1,
     *,
     fallback_encoding: str | None = None,
     progress: bool = False,
-    count_from: int = 1,
 ) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 text file, gzipped or not, without line ends; blank lines are skipped.
 
     Args:
         path: The file.
         report: Counts the rows; a line that is not text is rejected as `bad_encoding`.
-        fallback_encoding: Encoding for lines that are not UTF-8, where the source declares one.
-        progress: Show a progress bar.
         count_from: First line that counts as a row (2 where line 1 is a header).
+        fallback_encoding: See `TextOptions`.
+        progress: See there.
 
     Raises:
         DataError: The file is missing, empty, its header is not text, or a gzip file is damaged.
@@ -78,12 +90,7 @@ def text_lines(
 
 
 def json_rows(
-    path: Path,
-    report: ReadReport,
-    *,
-    python_literals: bool = False,
-    fallback_encoding: str | None = None,
-    progress: bool = False,
+    path: Path, report: ReadReport, python_literals: bool = False, **options: Unpack[TextOptions]
 ) -> Iterator[Row]:
     """Yield the objects of a JSON-lines file; other lines are rejected as `broken_json`.
 
@@ -91,10 +98,9 @@ def json_rows(
         path: The file, gzipped or not.
         report: Takes counts and rejected rows.
         python_literals: Also read lines that are Python literals, as in old Amazon files.
-        fallback_encoding: See `text_lines`.
-        progress: Show a progress bar.
+        **options: See `TextOptions`.
     """
-    for number, text in text_lines(path, report, fallback_encoding=fallback_encoding, progress=progress):
+    for number, text in text_lines(path, report, **options):
         reason = "not a JSON object"
         try:
             record = json.loads(text)
@@ -116,11 +122,9 @@ def table_rows(
     report: ReadReport,
     required: Sequence[str],
     any_of: Sequence[str] = (),
-    *,
     delimiter: str = ",",
     typed_header: bool = False,
-    fallback_encoding: str | None = None,
-    progress: bool = False,
+    **options: Unpack[TextOptions],
 ) -> Iterator[Row]:
     """Yield the rows of a table with a header, all values as text, one line a row.
 
@@ -134,15 +138,13 @@ def table_rows(
         any_of: Columns of which it must have one; none where this is empty.
         delimiter: What stands between values; quotes have a meaning only beside commas.
         typed_header: Column names carry a type behind a colon, which is taken off.
-        fallback_encoding: See `text_lines`.
-        progress: Show a progress bar.
+        **options: See `TextOptions`.
 
     Raises:
         DataError: The file holds no header, or a column is missing.
     """
     columns: list[str] | None = None
-    lines = text_lines(path, report, fallback_encoding=fallback_encoding, progress=progress, count_from=2)
-    for number, text in lines:
+    for number, text in text_lines(path, report, count_from=2, **options):
         try:
             values = _split(text, delimiter)
         except csv.Error as error:
