@@ -7,6 +7,8 @@ settings from a file; flags on the command line win over either. All work is don
 import dataclasses
 import logging
 import sys
+import typing
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +25,7 @@ from peft_bituning.errors import BiTuningError, ConfigurationError
 from peft_bituning.launch import launched_state, use_all_cores
 from peft_bituning.serving.results_table import results_table
 from peft_bituning.training import LaserArguments, fit
+from peft_bituning.training.arguments import RENAMED, RETIRED
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
@@ -84,6 +87,8 @@ def parse(argv: list[str]) -> tuple[Any, ...]:
     """
     groups: list[Any] = [DataArguments, ModelArguments, AdapterArguments, LaserArguments]
     parser = Parser(groups, description=__doc__)
+    _take_none(parser)
+    argv = [f"--{_present_name(flag[2:])}" if flag.startswith("--") else flag for flag in argv]
     parser.add_argument("--config", help="A YAML file of settings; flags win over it.")
     known, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -93,6 +98,35 @@ def parse(argv: list[str]) -> tuple[Any, ...]:
     from_file = [] if config is None else _flags(Path(config), parser)
     *parsed, _ = parser.parse_args_into_dataclasses(from_file + argv)  # of a flag given twice the last one counts
     return tuple(parsed)
+
+
+def _take_none(parser: HfArgumentParser) -> None:
+    """Let `none` say of a setting that may be None that it is."""
+    types = {name: kind for each in parser.dataclass_types for name, kind in typing.get_type_hints(each).items()}
+    for action in parser._actions:
+        if action.nargs is None and type(None) in typing.get_args(types.get(action.dest)):
+            action.type = _Optional(action.type)
+
+
+@dataclass(frozen=True)
+class _Optional:
+    """Reads `none` as None, and everything else as a type does."""
+
+    read: Any
+
+    def __call__(self, text: str) -> Any:
+        """Return the value of a flag."""
+        return None if text == "none" else self.read(text)
+
+
+def _present_name(name: str) -> str:
+    """Return what a setting, `name` or `name=value`, is called now; one that is gone is refused with the reason."""
+    name, equals, value = name.partition("=")
+    if name in RETIRED:
+        raise ConfigurationError(f"{name} must be left out, it is no setting any more: {RETIRED[name]}")
+    if name in RENAMED:
+        warnings.warn(f"{name} is called {RENAMED[name]} now", FutureWarning, stacklevel=2)
+    return f"{RENAMED.get(name, name)}{equals}{value}"
 
 
 class Parser(HfArgumentParser):
@@ -112,6 +146,7 @@ def _flags(path: Path, parser: HfArgumentParser) -> list[str]:
         raise ConfigurationError(f"--config must be a readable YAML file, got {str(path)!r}: {reason}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path.name} must hold lines of `name: value`, got {type(values).__name__}")
+    values = {_present_name(str(name)): value for name, value in values.items()}
     known = {each.name for kind in parser.dataclass_types for each in dataclasses.fields(kind)}
     unknown = sorted(str(name) for name in set(values) - known)
     if unknown:

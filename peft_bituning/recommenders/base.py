@@ -60,15 +60,7 @@ class IDRecommender(nn.Module):
         raise NotImplementedError
 
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every catalog item as the next one.
-
-        Args:
-            item_indices: `[B, N]` catalog indices.
-            mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, I]` float32.
-        """
+        """Score every catalog item as the next one: `[B, N]` indices and mask -> `[B, I]` float32."""
         raise NotImplementedError
 
     def _encode_packed(self, item_indices: Tensor, lengths: Tensor) -> Tensor:
@@ -141,15 +133,12 @@ class IDRecommender(nn.Module):
 
     @torch.no_grad()
     def read(self, item_indices: Tensor, mask: Tensor, by_embedding: bool = False) -> tuple[Tensor, Tensor]:
-        """Return what `encode`, or by embedding `encode_items`, gives, and `encoded_mask` with it.
+        """Return what `encode`, or by embedding `encode_items`, gives [B, N, C], and `encoded_mask` [B, N] with it.
 
         Args:
             item_indices: `[B, N]` catalog indices, oldest first.
             mask: `[B, N]`, true or 1 at real items.
             by_embedding: give each item's own vector in place of states.
-
-        Returns:
-            `[B, N, C]` float32 and `[B, N]` bool.
 
         Raises:
             InputError: As `encode`.
@@ -245,12 +234,6 @@ def pad_histories(histories: Sequence[Sequence[int]], max_length: int | None = N
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read the `config.json` of a saved recommender.
 
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its fields.
-
     Raises:
         ArtifactError: The file is missing or is not a JSON object.
     """
@@ -267,11 +250,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def fill_weights(model: nn.Module, weights_file: Path) -> None:
-    """Copy a safetensors file into a model, nothing missing, nothing over.
-
-    Args:
-        model: Model of the saved kind and sizes.
-        weights_file: The file.
+    """Copy a safetensors file into a model of the saved kind and sizes, nothing missing, nothing over.
 
     Raises:
         ArtifactError: The file is missing, truncated, or its tensors' names, shapes or types do not fit.
@@ -298,15 +277,10 @@ def fill_weights(model: nn.Module, weights_file: Path) -> None:
 
 
 def check_names(source: object, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Raise ArtifactError where a saved model lacks tensors or has some too many.
-
-    Args:
-        source: Where the tensors come from, for the message.
-        missing: Names that should be there.
-        unexpected: Names that should not.
+    """Refuse a saved model that lacks tensors or has some too many.
 
     Raises:
-        ArtifactError: Either is not empty.
+        ArtifactError: Either list of names is not empty.
     """
     if missing or unexpected:
         raise ArtifactError(

@@ -93,18 +93,7 @@ class BERT4Rec(ItemSequenceModel):
 
     @torch.no_grad()
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every item as the one behind a mask token appended to the history (which may be empty).
-
-        Args:
-            item_indices: `[B, N]` catalog indices, oldest first.
-            mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, I]` float32.
-
-        Raises:
-            InputError: Shapes or types do not fit.
-        """
+        """Score every item [B, I] as the one behind a mask token appended to the history, which may be empty."""
         packed, lengths = pack_histories(item_indices, self.encoded_mask(item_indices, mask))
         rows = torch.arange(len(packed), device=packed.device)
         tokens = functional.pad(packed, (0, 1))  # [B, L + 1]
@@ -115,16 +104,8 @@ class BERT4Rec(ItemSequenceModel):
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
         """Return the cross-entropy over the catalog at hidden items, averaged over them.
 
-        Some rows are cut to a random length first; then in each row either its last item alone is hidden, or every
-        item with `mask_probability` (one at least).
-
-        Args:
-            item_indices: `[B, L]` catalog indices from column 0 on.
-            lengths: `[B]` real items of each row, at least 2.
-            generator: Decides what is cut and hidden; a CPU generator, so that devices agree.
-
-        Returns:
-            Scalar loss.
+        Some rows are cut to a random length first; then in each row either its last item alone is hidden, or
+        every item with `mask_probability` (one at least).
         """
         cut_lengths = self._choose_lengths(lengths.cpu(), generator)
         width = int(cut_lengths.max())

@@ -31,9 +31,6 @@ class Popularity:
             sequences: Catalog indices; for test rows the training and validation events, for validation rows the
                 training events.
 
-        Returns:
-            Itself.
-
         Raises:
             DataError: An index lies outside the catalog.
         """
@@ -42,15 +39,7 @@ class Popularity:
         return self
 
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Return the counts for every row.
-
-        Args:
-            item_indices: `[B, N]` catalog indices.
-            mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, I]` float32.
-        """
+        """Return the counts for every row [B, I], whatever its history."""
         return self.counts.expand(len(item_indices), -1).clone()
 
 
@@ -83,9 +72,6 @@ class ItemKNN:
 
         Args:
             sequences: As `Popularity.fit`.
-
-        Returns:
-            Itself.
 
         Raises:
             DataError: An index lies outside the catalog.
@@ -143,14 +129,14 @@ class ItemKNN:
         return (left[:, :width] * strength[:width].sqrt()).numpy()
 
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every item by its similarity to the history.
+        """Score every item by its similarity to the history; 0 for items near to none of it.
 
         Args:
             item_indices: `[B, N]` catalog indices, oldest first; those outside the catalog count as masked.
             mask: `[B, N]`, true or 1 at real items.
 
         Returns:
-            `[B, I]` float32; 0 for items near to none of the history.
+            `[B, I]` float32.
 
         Raises:
             InputError: Shapes do not fit.

@@ -22,11 +22,7 @@ _LOADABLE: dict[str, type[ItemSequenceModel]] = {
 
 
 def register_recommender(model_class: type[ItemSequenceModel]) -> None:
-    """Let `load_recommender` load a kind of recommender.
-
-    Args:
-        model_class: Its class; `recommender_type` is the name of the kind, as `config.json` spells it.
-    """
+    """Let `load_recommender` load a kind; its `recommender_type` is how `config.json` spells it."""
     _LOADABLE[model_class.recommender_type] = model_class
 
 

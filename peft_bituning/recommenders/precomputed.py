@@ -78,28 +78,12 @@ class Precomputed(IDRecommender):
 
     @torch.no_grad()
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every item by `mean(history's embeddings) . e_i`; an empty history scores all items 0.
-
-        Args:
-            item_indices: `[B, N]` catalog indices.
-            mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, I]` float32.
-
-        Raises:
-            InputError: Shapes or types do not fit.
-        """
+        """Score every item [B, I] by `mean(history's embeddings) . e_i`; an empty history scores all items 0."""
         counts = self.encoded_mask(item_indices, mask).sum(1, keepdim=True).clamp(min=1)
         return self.encode(item_indices, mask).sum(1) / counts @ self.embeddings.float().T
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
-        """Write `config.json` and `model.safetensors`.
-
-        Args:
-            save_directory: Folder, made if it is missing.
-            arguments: Not used; accepted so that all recommenders are saved by one call.
-        """
+        """Write `config.json` and `model.safetensors`; other arguments are those of all recommenders."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / WEIGHTS_FILE) as temporary:
@@ -110,12 +94,6 @@ class Precomputed(IDRecommender):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Precomputed":
         """Load what `save_pretrained` wrote.
-
-        Args:
-            folder: The folder.
-
-        Returns:
-            The recommender.
 
         Raises:
             ArtifactError: A file is missing or damaged, or the table does not fit the config.

@@ -49,34 +49,14 @@ class SASRec(ItemSequenceModel):
 
     @torch.no_grad()
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every item as the next one: `h_last . e_i`; an empty history scores all items 0.
-
-        Args:
-            item_indices: `[B, N]` catalog indices, oldest first.
-            mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, I]` float32.
-
-        Raises:
-            InputError: As `encode`.
-        """
+        """Score every item as the next one: `h_last . e_i` [B, I]; an empty history scores all items 0."""
         encoded = self.encoded_mask(item_indices, mask)
         last = (encoded.cumsum(1) * encoded).argmax(1)  # [B] column of the last item; 0, a zero state, if there is none
         states = self.encode(item_indices, mask)[torch.arange(len(last), device=last.device), last]  # [B, C]
         return states @ self.item_weights.float().T
 
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
-        """Return the cross-entropy of the next item over the catalog, averaged over all positions.
-
-        Args:
-            item_indices: `[B, L]` catalog indices from column 0 on.
-            lengths: `[B]` real items of each row, at least 2.
-            generator: Not used; every position is a target.
-
-        Returns:
-            Scalar loss.
-        """
+        """Return the cross-entropy of the next item over the catalog, averaged over all positions."""
         states = self._encode_packed(item_indices[:, :-1], lengths - 1)  # [B, L-1, C]
         is_target = mask_of_lengths(lengths - 1, states.shape[1])
         logits = states[is_target] @ self.item_weights.T  # [M, I]

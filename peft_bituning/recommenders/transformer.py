@@ -126,15 +126,7 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **arguments: Any) -> Any:
-        """Load a saved model from a folder or the Hub; strict where `transformers` warns.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            model_args: As in `transformers`.
-            arguments: As in `transformers`.
-
-        Returns:
-            The model in evaluation mode.
+        """Load a saved model from a folder or the Hub, as in `transformers`; strict where that warns.
 
         Raises:
             ArtifactError: Tensors are missing, unexpected, mis-shaped or unreadable.
@@ -165,15 +157,12 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
         return (model, info) if wants_info else model
 
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
-        """Return the model's own training loss over one batch.
+        """Return the model's own training loss over one batch, a scalar.
 
         Args:
             item_indices: `[B, L]` catalog indices from column 0 on, L at most `training_window`.
             lengths: `[B]` real items of each row, at least `minimum_training_length`.
             generator: Source of the randomness that is not dropout.
-
-        Returns:
-            Scalar loss.
         """
         raise NotImplementedError
 

@@ -22,7 +22,7 @@ def upload(
 
     Args:
         save: writes the files into the folder it is given.
-        repo_id: `user/name`.
+        repo_id: `user/name`; it is made where it is missing.
         private: whether a new repository is private.
         token: Hub token.
         commit_message: first line of the commit.
@@ -42,15 +42,7 @@ def upload(
 
 
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
-    """Fetch a repository into the Hub cache.
-
-    Args:
-        repo_id: `user/name`.
-        revision: commit, branch or tag.
-        token: Hub token.
-
-    Returns:
-        The local folder.
+    """Fetch a repository into the Hub cache and return its local folder.
 
     Raises:
         ArtifactError: there is neither such a folder nor such a repository, or the Hub cannot be reached.

@@ -105,9 +105,9 @@ class LaserArguments:
     def __post_init__(self) -> None:
         """Check every range."""
         lowest = {"stage1_epochs": 0, "stage2_epochs": 0, "seed": 0}
-        for each in fields(self):
-            if each.type in (int, int | None):
-                self._check_integer(each.name, lowest.get(each.name, 1), each.type is not int)
+        for name, kind in self.__annotations__.items():  # `HfArgumentParser` changes the types of fields
+            if kind in (int, int | None):
+                self._check_integer(name, lowest.get(name, 1), kind is not int)
         if self.stage1_epochs + self.stage2_epochs == 0:
             raise ConfigurationError("stage1_epochs + stage2_epochs must be >= 1, got 0 and 0")
         for name in ("learning_rate", "stage2_learning_rate", "temperature", "max_grad_norm"):

@@ -56,7 +56,7 @@ def test_quickstart_without_a_data_set(script: ModuleType, argv: list[str]) -> N
 
 def test_data_set_without_a_file_takes_the_defaults(script: ModuleType) -> None:
     data, _, adapter, arguments = script.parse(["--dataset", "folder:x"])
-    assert (data.dataset, data.max_users, adapter.encoder_hidden_size) == ("folder:x", None, 768)
+    assert (data.dataset, data.max_users, adapter.encoder_hidden_size) == ("folder:x", None, None)
     assert arguments == script.LaserArguments()
     assert script.parse(["--dataset=folder:x"])[0] == data
 
@@ -75,7 +75,9 @@ def test_booleans_and_nothing(script: ModuleType, config: Callable[[str], str]) 
     path = config("init_weights: false\ndisable_tqdm: true\nmax_history: null\nstage2_learning_rate:\n")
     _, _, adapter, arguments = script.parse(["--config", path, "--resume"])
     assert (adapter.init_weights, arguments.disable_tqdm, arguments.resume) == (False, True, True)
-    assert (arguments.max_history, arguments.stage2_learning_rate) == (None, None)
+    assert (arguments.max_history, arguments.stage2_learning_rate) == (2, 3e-4)
+    assert script.parse(["--config", path, "--max_history", "none"])[3].max_history is None
+    assert script.parse(["--config", config("max_history: none\n")])[3].max_history is None
     assert script.parse(["--config", path, "--init_weights"])[2].init_weights is True
     assert script.parse(["--config", config("")])[3] == script.LaserArguments()
 
@@ -110,6 +112,17 @@ def test_wrong_flags(script: ModuleType, argv: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         script.parse(argv)
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_before(script: ModuleType, config: Callable[[str], str]) -> None:
+    path = config("recommender: bert4rec\nrecommender_epochs: 7\n")
+    for argv in (["--config", path], ["--dataset", "x", "--recommender=bert4rec", "--recommender_epochs", "7"]):
+        with pytest.warns(FutureWarning, match="recommender is called id_recommender now"):
+            arguments = script.parse(argv)[3]
+        assert (arguments.id_recommender, arguments.id_recommender_epochs) == ("bert4rec", 7)
+    for argv in (["--config", config("group_cuts: true\n")], ["--dataset", "x", "--group_cuts", "true"]):
+        with pytest.raises(ConfigurationError, match="group_cuts must be left out, it is no setting any more: it foll"):
+            script.parse(argv)
 
 
 def test_adapter_arguments_are_those_of_the_config(script: ModuleType) -> None:
