@@ -16,7 +16,7 @@ from ..errors import ArtifactError, ConfigurationError, DataError, UnknownItemEr
 from ..launch import launched_state
 from ..serving.recommender import LaserRecommender
 from .provenance import digest, made_by
-from .shard_folder import ShardFolder, ShardRecord
+from .shard_folder import ShardFolder, ShardRecord, UserCounts
 from .user_source import Files, UserBlock, UserSource, block_digest, open_users
 
 logger = logging.getLogger(__name__)
@@ -28,26 +28,18 @@ _EXAMPLES = 10
 
 
 @dataclass(frozen=True)
-class BatchReport:
+class BatchReport(UserCounts):
     """What a run of `recommend_parquet` did, counted over all processes.
 
     Args:
         users: rows of the source.
         shards: files they are in.
         new_shards: of them those that this run made; an earlier one made the others.
-        cold_starts: users without a single item of the catalog, who get what an empty history gets.
-        unknown_users: users with items that are not in the catalog.
-        unknown_items: how many such items were left out, repeats included.
-        unknown_examples: a few of them.
     """
 
     users: int
     shards: int
     new_shards: int
-    cold_starts: int
-    unknown_users: int
-    unknown_items: int
-    unknown_examples: tuple[str, ...]
 
 
 def recommend_parquet(

@@ -29,26 +29,35 @@ _MOST_SHARDS = 100_000  # beyond five digits the shards' names would no longer s
 
 
 @dataclass(frozen=True)
-class ShardRecord:
-    """What is known of a finished shard.
+class UserCounts:
+    """What is counted of users.
 
     Args:
-        rows: its users.
-        sha256: of the file.
-        source_sha256: of the rows it was made of.
-        cold_starts: users without a single item of the catalog.
+        cold_starts: users without a single item of the catalog, who get what an empty history gets.
         unknown_users: users with items that are not in the catalog.
         unknown_items: how many such items were left out, repeats included.
         unknown_examples: a few of them.
     """
 
-    rows: int
-    sha256: str
-    source_sha256: str
     cold_starts: int
     unknown_users: int
     unknown_items: int
-    unknown_examples: list[str]
+    unknown_examples: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ShardRecord(UserCounts):
+    """What is known of a finished shard, beside its counts.
+
+    Args:
+        rows: its users.
+        sha256: of the file.
+        source_sha256: of the rows it was made of.
+    """
+
+    rows: int
+    sha256: str
+    source_sha256: str
 
 
 class ShardFolder:
