@@ -128,8 +128,7 @@ def recommend_parquet(
     records = finished | made
     totals = _totals(records.values())
     job.on_main(lambda: job.folder.finish(settings, records, {"source": users.description, **totals}))
-    examples = sorted({item for record in records.values() for item in record.unknown_examples})[:_EXAMPLES]
-    report = BatchReport(shards=len(records), new_shards=len(made), unknown_examples=tuple(examples), **totals)
+    report = BatchReport(shards=len(records), new_shards=len(made), unknown_examples=_examples(records), **totals)
     if report.unknown_items and state.is_main_process:
         logger.warning(
             "%s items of %s users are not in the catalog and were left out, first %s",
@@ -222,6 +221,10 @@ class _Job:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+
+def _examples(records: Mapping[int, ShardRecord]) -> tuple[str, ...]:
+    return tuple(sorted({item for record in records.values() for item in record.unknown_examples})[:_EXAMPLES])
 
 
 def _totals(records: Collection[ShardRecord]) -> dict[str, int]:
