@@ -17,7 +17,7 @@ from ..errors import ArtifactError, ConfigurationError, DataError, UnknownItemEr
 from ..launch import launched_state
 from ..serving.recommender import LaserRecommender
 from .provenance import made_by
-from .shard_folder import ShardFolder, ShardRecord
+from .shard_folder import ShardFolder, ShardRecord, UserCounts
 from .user_source import Files, UserBlock, UserSource, block_digest, open_users
 
 logger = logging.getLogger(__name__)
@@ -29,26 +29,18 @@ _EXAMPLES = 10
 
 
 @dataclass(frozen=True)
-class BatchReport:
+class BatchReport(UserCounts):
     """What a run of `recommend_parquet` did, counted over all processes.
 
     Args:
         users: rows of the source.
         shards: files they are in.
         new_shards: of them those that this run made; an earlier one made the others.
-        cold_starts: users without a single item of the catalog, who get what an empty history gets.
-        unknown_users: users with items that are not in the catalog.
-        unknown_items: how many such items were left out, repeats included.
-        unknown_examples: a few of them.
     """
 
     users: int
     shards: int
     new_shards: int
-    cold_starts: int
-    unknown_users: int
-    unknown_items: int
-    unknown_examples: tuple[str, ...]
 
 
 def recommend_parquet(
@@ -137,8 +129,7 @@ def recommend_parquet(
     records = finished | made
     totals = _totals(records.values())
     job.on_main(lambda: job.folder.finish(settings, records, {"source": users.description, **totals}))
-    examples = sorted({item for record in records.values() for item in record.unknown_examples})[:_EXAMPLES]
-    report = BatchReport(shards=len(records), new_shards=len(made), unknown_examples=tuple(examples), **totals)
+    report = BatchReport(shards=len(records), new_shards=len(made), unknown_examples=_examples(records), **totals)
     if report.unknown_items and state.is_main_process:
         logger.warning(
             "%s items of %s users are not in the catalog and were left out, first %s",
@@ -231,6 +222,10 @@ class _Job:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+
+def _examples(records: Mapping[int, ShardRecord]) -> tuple[str, ...]:
+    return tuple(sorted({item for record in records.values() for item in record.unknown_examples})[:_EXAMPLES])
 
 
 def _totals(records: Collection[ShardRecord]) -> dict[str, int]:

@@ -26,26 +26,35 @@ _MOST_SHARDS = 100_000  # beyond five digits the shards' names would no longer s
 
 
 @dataclass(frozen=True)
-class ShardRecord:
-    """What is known of a finished shard.
+class UserCounts:
+    """What is counted of users.
 
     Args:
-        rows: its users.
-        sha256: of the file.
-        source_sha256: of the rows it was made of.
-        cold_starts: users without a single item of the catalog.
+        cold_starts: users without a single item of the catalog, who get what an empty history gets.
         unknown_users: users with items that are not in the catalog.
         unknown_items: how many such items were left out, repeats included.
         unknown_examples: a few of them.
     """
 
-    rows: int
-    sha256: str
-    source_sha256: str
     cold_starts: int
     unknown_users: int
     unknown_items: int
-    unknown_examples: list[str]
+    unknown_examples: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ShardRecord(UserCounts):
+    """What is known of a finished shard, beside its counts.
+
+    Args:
+        rows: its users.
+        sha256: of the file.
+        source_sha256: of the rows it was made of.
+    """
+
+    rows: int
+    sha256: str
+    source_sha256: str
 
 
 class ShardFolder:
@@ -91,12 +100,7 @@ class ShardFolder:
             self.state.mkdir(parents=True, exist_ok=True)
             self._write_index({"settings": settings, "complete": False})
             return {}
-        index = self._read_index()
-        if index is None:
-            raise ArtifactError(
-                f"{self.folder} must say what made its shards, got {shards[0]} without {STATE_FOLDER}/{INDEX_FILE}; "
-                "choose another output_dir, or remove this one"
-            )
+        index = self._read_index(shards[0])
         found = differences(index["settings"], dict(settings))
         if found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
@@ -104,11 +108,7 @@ class ShardFolder:
                 f"{self.folder} must hold shards of the same settings, got others: {'; '.join(found[:5])}{more}; "
                 "choose another output_dir, or start again with overwrite=True"
             )
-        records = self._records(index)
-        finished = self._finished(records)
-        if len(finished) < len(records):
-            self._write_index({**index, "complete": False})
-        return finished
+        return self._finished(index)
 
     def write(self, number: int, columns: Mapping[str, Sequence[Any]], **facts: Any) -> ShardRecord:
         """Write a shard and its record.
@@ -150,47 +150,43 @@ class ShardFolder:
             raise ConfigurationError(f"rows_per_shard must give at most {_MOST_SHARDS} shards, got more; raise it")
         return self.folder / f"part-{number:05d}.parquet"
 
-    def _records(self, index: Mapping[str, Any]) -> dict[int, ShardRecord]:
+    def _finished(self, index: Mapping[str, Any]) -> dict[int, ShardRecord]:
+        """Return the records of whole shards; other shards are removed, to be made again."""
         found = dict(index.get("shards", {}))
         for path in self.state.glob("part-*.json"):
             try:
                 found[f"{path.stem}.parquet"] = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:  # a machine that lost power
                 found.pop(f"{path.stem}.parquet", None)
-        return {int(name[len("part-") : -len(".parquet")]): ShardRecord(**record) for name, record in found.items()}
-
-    def _finished(self, records: Mapping[int, ShardRecord]) -> dict[int, ShardRecord]:
-        """Keep the records of whole shards; other shards are removed, to be made again."""
-        finished = {
-            number: record
-            for number, record in sorted(records.items())
-            if self.path(number).is_file() and sha256_of_file(self.path(number)) == record.sha256
-        }
-        whole = {self.path(number).name for number in finished}
+        whole: dict[str, ShardRecord] = {}
+        for name, record in sorted(found.items()):
+            if (self.folder / name).is_file() and sha256_of_file(self.folder / name) == record["sha256"]:
+                whole[name] = ShardRecord(**record)
         for name in self._visible():
             if name not in whole:
                 logger.warning("%s is not the shard that was written; it is made again", self.folder / name)
                 (self.folder / name).unlink()
-        return finished
+        if len(whole) < len(found):
+            self._write_index({**index, "complete": False})
+        return {int(name.removeprefix("part-").removesuffix(".parquet")): record for name, record in whole.items()}
 
-    def _read_index(self) -> dict[str, Any] | None:
+    def _read_index(self, shard: str) -> dict[str, Any]:
         path = self.state / INDEX_FILE
-        if not path.is_file():
-            return None
+        what_next = "choose another output_dir, or start again with overwrite=True"
         try:
             index = dict(json.loads(path.read_text(encoding="utf-8")))
-            version = index["format_version"]
-            index["settings"] = dict(index["settings"])
+            version, index["settings"] = index["format_version"], dict(index["settings"])
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{self.folder} must say what made its shards, got {shard} without {STATE_FOLDER}/{INDEX_FILE}; choose "
+                "another output_dir, or remove this one"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
-                f"{path} must be the index of a run, got what cannot be read ({error}); choose another output_dir, or "
-                "start again with overwrite=True"
+                f"{path} must be the index of a run, got what cannot be read ({error}); {what_next}"
             ) from error
         if version != FORMAT_VERSION:
-            raise ArtifactError(
-                f"{path} must have format_version {FORMAT_VERSION}, got {version!r}; choose another output_dir, or "
-                "start again with overwrite=True"
-            )
+            raise ArtifactError(f"{path} must have format_version {FORMAT_VERSION}, got {version!r}; {what_next}")
         return index
 
     def _write_index(self, content: Mapping[str, Any]) -> None:

@@ -38,12 +38,8 @@ class Event(NamedTuple):
         return cls(record.get(user), record.get(item), record.get(order), row.file, row.line)
 
 
-class _FileOrder:
-    """The order key of events that stand in time order already."""
-
-
 #: Given as `Event.order`: the events of a user are in time order as they come.
-IN_FILE_ORDER = _FileOrder()
+IN_FILE_ORDER = object()
 
 _Dated = tuple[float | int, int, str, int]  # order, catalog index, file, line
 

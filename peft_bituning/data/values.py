@@ -107,8 +107,7 @@ def as_text(value: Any) -> str:
         value = json.dumps(value, ensure_ascii=False, default=str)
     elif not isinstance(value, (str, bool)):
         value = as_id(value) or str(value)
-    text = " ".join(html.unescape(str(value)).split())
-    return text if text.isascii() or _is_encodable(text) else text.encode("utf-8", "replace").decode("utf-8")
+    return " ".join(html.unescape(str(value)).split()).encode("utf-8", "replace").decode("utf-8")
 
 
 def shown(value: object) -> str:

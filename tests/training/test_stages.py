@@ -121,9 +121,7 @@ def test_validation_is_a_seeded_draw(few: Interactions, tmp_path: Path) -> None:
 def test_checkpoints_of_another_version_or_run(make: Make, tmp_path: Path) -> None:
     training = make(resume=True)
     training.store.save(0, Checkpoint({"identity": training.identity}, {}))
-    with pytest.raises(
-        CheckpointError, match=r"of this version of peft_bituning \(format 2\), got format 1"
-    ):
+    with pytest.raises(CheckpointError, match=r"of this version of peft_bituning \(format 2\), got format 1"):
         training.read_checkpoint()
     training.store.save(1, Checkpoint({"format_version": 2, "identity": {**training.identity, "run": 2}}, {}))
     with pytest.raises(CheckpointError, match="belongs to another run: run was 2 and is 1"):

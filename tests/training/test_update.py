@@ -81,9 +81,7 @@ def test_nothing_is_updated_by_what_is_not_finite(tmp_path: Path) -> None:
     model, update = make(tmp_path)
     rows = Lines([1, 1])
     rows.xs[1] = float("nan")
-    with pytest.raises(
-        NonFiniteLossError, match="training stopped at here: loss nan .* x 0.0; the contrastive"
-    ):
+    with pytest.raises(NonFiniteLossError, match="training stopped at here: loss nan .* x 0.0; the contrastive"):
         update.run(rows, [0, 1], "here")
     assert float(model.weight) == 0.5
     rows = Lines([1], aux=float("inf"))

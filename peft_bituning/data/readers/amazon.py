@@ -69,21 +69,28 @@ def joined(
     return Interactions.from_events(ItemCatalog.from_rows(rows, report, keep=bought), events, report, source)
 
 
-def find_amazon2018(folder: str | Path) -> tuple[Path, Path]:
-    """Find the review file and the metadata file in a folder that holds one of each.
+def find_amazon2018(argument: str | Path) -> tuple[Path, Path]:
+    """Find the review file and the metadata file.
+
+    Args:
+        argument: `REVIEWS,META`, or a folder that holds one of each.
 
     Raises:
-        DataError: The folder holds none or several of one kind.
+        DataError: It is neither, or the folder holds none or several of one kind.
     """
-    found: list[Path] = []
-    metas = sorted(Path(folder).glob("meta_*.json*"))
-    reviews = sorted({*Path(folder).glob("reviews_*.json*"), *Path(folder).glob("*_5.json*")} - set(metas))
-    for kind, files in (("reviews_*.json.gz or *_5.json.gz", reviews), ("meta_*.json.gz", metas)):
+    reviews, comma, meta = str(argument).partition(",")
+    if comma:
+        return Path(reviews.strip()), Path(meta.strip())
+    folder = Path(argument)
+    if not folder.is_dir():
+        raise DataError(f"amazon2018: needs REVIEWS,META or a folder that holds both, got {str(argument)!r}.")
+    metas = sorted(folder.glob("meta_*.json*"))
+    found = sorted({*folder.glob("reviews_*.json*"), *folder.glob("*_5.json*")} - set(metas))
+    for kind, files in (("reviews_*.json.gz or *_5.json.gz", found), ("meta_*.json.gz", metas)):
         if len(files) != 1:
             names = ", ".join(file.name for file in files) or "none"
             raise DataError(f"{folder} must hold one file {kind}, found {names}. Name both as amazon2018:REVIEWS,META.")
-        found += files
-    return found[0], found[1]
+    return found[0], metas[0]
 
 
 def clean_title(value: Any) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Unpack
 
@@ -11,7 +12,7 @@ from ..interactions import Event, Interactions
 from ..items import ItemCatalog
 from ..rejects import ReadReport, Row
 from .text_files import TextOptions, require_columns, table_rows, text_lines
-from .unisrec import CutHistories, split_texts
+from .unisrec import chained_events, split_texts
 
 #: RecBole's names for what we call otherwise; `movie_title` and the like are the title.
 RENAMED = {
@@ -52,16 +53,14 @@ def read_atomic(
     inter = Path(f"{prefix}.inter")
     parts = [inter] if inter.is_file() else [Path(f"{prefix}.{split}.inter") for split in _SPLITS]
     if len(parts) > 1 and "item_id_list" in _columns(parts[0], options.get("fallback_encoding")):
-        cuts = CutHistories(report)
-        for part in parts:
-            for row in rows(path=part, required=("user_id", "item_id_list", "item_id")):
-                cuts.add(row, training=part is parts[0])
+        columns = ("user_id", "item_id_list", "item_id")
+        training, *held_out = (rows(path=part, required=columns) for part in parts)
         user_ids = _original_ids(Path(f"{prefix}.user2index"), report)
         item_ids = _original_ids(Path(f"{prefix}.item2index"), report)
         text = Path(f"{prefix}.text")
         with_texts = text.is_file()
         items = _text_catalog(text, report, item_ids, **options) if with_texts else _item_catalog(prefix, report, rows)
-        events: Iterator[Event] = cuts.events(user_ids, item_ids)
+        events = chained_events(training, chain.from_iterable(held_out), report, user_ids, item_ids)
     else:
         items = _item_catalog(prefix, report, rows)
         columns = ("user_id", "item_id", "timestamp")

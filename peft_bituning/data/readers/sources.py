@@ -8,7 +8,7 @@ from huggingface_hub import hf_hub_download
 
 from ...errors import DataError
 from ..interactions import Interactions
-from ..rejects import DEFAULT_MAX_REJECTED, ReadReport, settled_report
+from ..rejects import DEFAULT_MAX_REJECTED, settled_report
 from .amazon import find_amazon2018, read_amazon2018
 from .amazon2023 import read_amazon2023
 from .atomic import read_atomic
@@ -68,22 +68,13 @@ def load_interactions(
         elif name == "atomic" and argument:
             read = read_atomic(argument, report, **options)
         elif name == "amazon2018" and argument:
-            read = _read_amazon2018(argument, report, progress)
+            read = read_amazon2018(*find_amazon2018(argument), report, progress=progress)
         elif name == "amazon2023" and argument:
             read = read_amazon2023(argument, report, root=root, download=download, progress=progress)
         else:
             forms = "; ".join(f"{form} ({meaning})" for form, meaning in SOURCE_FORMS.items())
             raise DataError(f"A source must be one of: {forms}. Got {spec!r}.")
     return read
-
-
-def _read_amazon2018(argument: str, report: ReadReport, progress: bool) -> Interactions:
-    reviews, comma, meta = argument.partition(",")
-    if not comma:
-        if not Path(argument).is_dir():
-            raise DataError(f"amazon2018: needs REVIEWS,META or a folder that holds both, got {argument!r}.")
-        return read_amazon2018(*find_amazon2018(argument), report, progress=progress)
-    return read_amazon2018(reviews.strip(), meta.strip(), report, progress=progress)
 
 
 def _recbole_example(name: str) -> Path:

@@ -1,7 +1,7 @@
 """What UniSRec's processed downloads need beside plain atomic files: histories out of cuts, fields out of text."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..interactions import IN_FILE_ORDER, Event
 from ..rejects import ReadReport, Row
@@ -20,57 +20,42 @@ AMAZON_ROOTS = (
 )
 
 
-class CutHistories:
-    """Puts histories together again from rows of (user, items before, next item).
+def chained_events(
+    training: Iterable[Row],
+    held_out: Iterable[Row],
+    report: ReadReport,
+    user_ids: Mapping[str, str] | None = None,
+    item_ids: Mapping[str, str] | None = None,
+) -> Iterator[Event]:
+    """Yield every event of histories once, each user's in time order, out of rows of (user, items before, next item).
 
     Training rows are all cuts of a user's training part; items before are the most recent ones (at most 50 upstream),
     so a longer history is chained from row to row. Upstream writes the longest cut first; both directions are
     understood, and every row is checked against the history as far as it is known.
 
     Args:
+        training: Rows of `user_id`, `item_id_list` and `item_id`.
+        held_out: The same, validation first, then test.
         report: Takes the rows that do not fit (`inconsistent_history`).
+        user_ids: Index to original id of users; `None` where rows hold ids.
+        item_ids: The same for items.
     """
-
-    def __init__(self, report: ReadReport) -> None:
-        self._report = report
-        self._training: dict[str, list[Row]] = {}
-        self._held_out: dict[str, list[Row]] = {}
-
-    def add(self, row: Row, training: bool) -> None:
-        """Take one row (`user_id`, `item_id_list`, `item_id`); held-out rows come validation first, then test."""
-        user = row.record["user_id"]
-        (self._training if training else self._held_out).setdefault(user, []).append(row)
-
-    def events(
-        self, user_ids: Mapping[str, str] | None = None, item_ids: Mapping[str, str] | None = None
-    ) -> Iterator[Event]:
-        """Yield every event once, each user's in time order.
-
-        Args:
-            user_ids: Index to original id of users; `None` where rows hold ids.
-            item_ids: The same for items.
-        """
-        for user in {**self._held_out, **self._training}:
-            training = self._training.get(user, [])
-            rows = _in_time_order(training) + self._held_out.get(user, [])
-            history: list[str] = []
-            origin: list[Row] = []
-            for row in rows:
-                added = _continuation(history, row)
-                if added is None:
-                    reason = "the items before do not follow from the user's other rows"
-                    self._report.reject("inconsistent_history", row.file, row.line, reason)
-                    continue
-                history += added
-                origin += [row] * len(added)
-            for item, row in zip(history, origin, strict=True):
-                yield Event(
-                    user if user_ids is None else user_ids.get(user, user),
-                    item if item_ids is None else item_ids.get(item, item),
-                    IN_FILE_ORDER,
-                    row.file,
-                    row.line,
-                )
+    users, items = user_ids or {}, item_ids or {}
+    parts: tuple[dict[str, list[Row]], dict[str, list[Row]]] = ({}, {})
+    for part, rows in zip(parts, (training, held_out), strict=True):
+        for row in rows:
+            part.setdefault(row.record["user_id"], []).append(row)
+    for user in {**parts[1], **parts[0]}:
+        history: list[str] = []
+        for row in _in_time_order(parts[0].get(user, [])) + parts[1].get(user, []):
+            added = _continuation(history, row)
+            if added is None:
+                reason = "the items before do not follow from the user's other rows"
+                report.reject("inconsistent_history", row.file, row.line, reason)
+                continue
+            history += added
+            for item in added:
+                yield Event(users.get(user, user), items.get(item, item), IN_FILE_ORDER, row.file, row.line)
 
 
 def _items_before(row: Row) -> list[str]:
@@ -94,14 +79,13 @@ def _in_time_order(rows: list[Row]) -> list[Row]:
 
     Cut lengths grow by one a row up to a limit; among the rows at that limit only the order in the file tells.
     """
-    lengths = [len(_items_before(row)) for row in rows]
-    if lengths and lengths[0] > lengths[-1]:
-        rows, lengths = rows[::-1], lengths[::-1]
-    elif lengths and lengths[0] == lengths[-1] and len(rows) > 1:
-        first, second = _items_before(rows[0]), _items_before(rows[1])
-        if second[1:] + [rows[1].record["item_id"]] == first:  # both at the limit, the later cut first
-            rows, lengths = rows[::-1], lengths[::-1]
-    return [rows[place] for place in sorted(range(len(rows)), key=lengths.__getitem__)]
+    if len(rows) > 1:
+        first, last = len(_items_before(rows[0])), len(_items_before(rows[-1]))
+        # both at the limit, the later cut first
+        swapped = _items_before(rows[1])[1:] + [rows[1].record["item_id"]] == _items_before(rows[0])
+        if first > last or (first == last and swapped):
+            rows = rows[::-1]
+    return sorted(rows, key=lambda row: len(_items_before(row)))
 
 
 def split_texts(texts: Sequence[str]) -> list[dict[str, str]]:

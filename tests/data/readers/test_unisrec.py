@@ -1,6 +1,6 @@
 """UniSRec's processed downloads: every event again, out of cuts of the histories."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from peft_bituning.data import Interactions, ReadReport
 from peft_bituning.data.readers.atomic import read_atomic
-from peft_bituning.data.readers.unisrec import CutHistories, split_texts
+from peft_bituning.data.readers.unisrec import chained_events, split_texts
 from peft_bituning.data.rejects import Row
 from peft_bituning.errors import DataError
 
@@ -75,25 +75,27 @@ def test_without_index_files_ids_are_those_of_the_rows(tmp_path: Path) -> None:
     assert data.histories[1] == (3, 1, 3, 3, 2)
 
 
+def rows(file: str, before_and_target: Iterable[tuple[Sequence[str], str]]) -> list[Row]:
+    """Return one user's rows of (items before, next item)."""
+    return [
+        Row(file, line, {"user_id": "u", "item_id_list": " ".join(before), "item_id": target})
+        for line, (before, target) in enumerate(before_and_target)
+    ]
+
+
 @given(st.lists(st.integers(0, 3), min_size=3, max_size=14), st.integers(2, 6), st.booleans())
 def test_any_history_survives_any_limit_in_both_directions(history: list[int], limit: int, ascending: bool) -> None:
-    reader = CutHistories(ReadReport())
-    for place, part in enumerate(cuts(history, limit)):
-        for line, (before, target) in enumerate(reversed(part) if ascending else part):
-            record = {"user_id": "u", "item_id_list": " ".join(before), "item_id": target}
-            reader.add(Row(f"{place}", line, record), training=place == 0)
-    assert [event.item_id for event in reader.events()] == list(map(str, history))
+    training, valid, test = cuts(history, limit)
+    training = training[::-1] if ascending else training
+    events = chained_events(rows("train", training), rows("held out", valid + test), ReadReport())
+    assert [event.item_id for event in events] == list(map(str, history))
 
 
 def test_a_lost_row_is_bridged_and_one_that_does_not_follow_is_rejected() -> None:
     report = ReadReport()
-    reader = CutHistories(report)
-    rows = [("a b c", "d"), ("a", "b"), ("x y z q", "e"), ("a b c d e", "f"), ("k l", "m")]
-    for line, (before, target) in enumerate(rows[:3]):
-        reader.add(Row("train", line, {"user_id": "u", "item_id_list": before, "item_id": target}), training=True)
-    for line, (before, target) in enumerate(rows[3:]):
-        reader.add(Row("test", line, {"user_id": "u", "item_id_list": before, "item_id": target}), training=False)
-    assert "".join(event.item_id for event in reader.events()) == "abcdef"
+    training = rows("train", [("abc", "d"), ("a", "b"), ("xyzq", "e")])
+    events = chained_events(training, rows("test", [("abcde", "f"), ("kl", "m")]), report)
+    assert "".join(event.item_id for event in events) == "abcdef"
     assert [(row.kind, row.file, row.line) for row in report.rejected] == [
         ("inconsistent_history", "train", 2),
         ("inconsistent_history", "test", 1),
