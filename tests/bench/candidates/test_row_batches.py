@@ -1,7 +1,7 @@
 """Rows as batches, and results in the order of the rows."""
 
 import torch
-from bench.candidates.row_batches import fill_rows, pad_rows, run_in_batches
+from bench.candidates.batches import fill_rows, pad_rows, run_in_batches
 
 
 def test_padding() -> None:

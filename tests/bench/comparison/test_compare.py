@@ -23,10 +23,11 @@ pytestmark = pytest.mark.timeout(900)  # the fixtures run compare.py twice
 
 BENCHMARKS = Path(__file__).parents[3] / "examples" / "benchmarks"
 
-from bench.comparison.cells import Finished, read_cell  # noqa: E402
-from bench.comparison.configuration import read_plan  # noqa: E402
-from bench.comparison.plan import Plan  # noqa: E402
-from bench.comparison.table import summarise, to_markdown  # noqa: E402
+from bench.comparison import Finished, cells_of, read_finished  # noqa: E402
+from bench.plan_file import read_plan  # noqa: E402
+from bench.plan import Plan  # noqa: E402
+from bench.tables.comparison import summarise
+from bench.tables.markdown import to_markdown  # noqa: E402
 
 LASER = {
     "num_virtual_tokens": 2,
@@ -117,7 +118,7 @@ def plan(config: Path) -> Plan:
 
 
 def finished(plan: Plan) -> list[Finished]:
-    return [found for cell in plan.cells(plan.load_data()) if (found := read_cell(cell)) is not None]
+    return [found for cell in cells_of(plan, plan.load_data()) if (found := read_finished(cell)) is not None]
 
 
 def test_a_kill_costs_one_cell_since_its_checkpoint(resumed: dict[str, Any], plan: Plan, out: Path) -> None:
@@ -200,9 +201,9 @@ def test_a_damaged_cell_is_run_again(resumed: dict[str, Any], plan: Plan, tmp_pa
         kept = tmp_path / "kept"
         shutil.copyfile(cell.folder / name, kept)
         damage(cell.folder / name)
-        assert read_cell(cell) is None
+        assert read_finished(cell) is None
         shutil.copyfile(kept, cell.folder / name)
-        assert read_cell(cell) is not None
+        assert read_finished(cell) is not None
 
 
 def test_rows_of_the_same_settings_share_a_cell(resumed: dict[str, Any], config: Path, plan: Plan) -> None:

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.timeout(900)  # the fixtures run compare.py
 
 BENCHMARKS = Path(__file__).parents[3] / "examples" / "benchmarks"
 
-from bench.comparison.cells import read_cell  # noqa: E402
-from bench.comparison.configuration import read_plan  # noqa: E402
+from bench.comparison import cells_of, read_finished  # noqa: E402
+from bench.plan_file import read_plan  # noqa: E402
 from compare import main  # noqa: E402
 
 ROW = {"method": "bituning-static", "num_virtual_tokens": 2}
@@ -58,18 +58,18 @@ def test_a_row_over_another(config: Path, tmp_path: Path, tiny_base_folder: Path
     text = printed("--config", str(config), "--methods", "over")
     assert "[1/2] over, seed 0: first lora" in text and "| over§ |" in text and "`over`: `lora`, 12 rows in" in text
     plan = read_plan(config, {})
-    cells = {cell.label: cell for cell in plan.cells(plan.load_data())}
+    cells = {cell.label: cell for cell in cells_of(plan, plan.load_data())}
     lora, over = cells["lora"], cells["over"]
     assert over.over is not None and over.over.identity == lora.identity
     stamp = (lora.folder / "cell.json").stat().st_mtime_ns
     printed("--config", str(config))
     assert (lora.folder / "cell.json").stat().st_mtime_ns == stamp
-    losses = {name: read_cell(cells[name]).values["details"]["epochs"][0]["train_loss"] for name in ("static", "over")}
+    losses = {name: read_finished(cells[name]).values["details"]["epochs"][0]["train_loss"] for name in ("static", "over")}
     assert losses["static"] != losses["over"]
 
     config.write_text(yaml.safe_dump(values(tmp_path, tiny_base_folder, lora={"r": 2})))
     other = next(cell for cell in read_plan(config, {}).cells(plan.load_data()) if cell.label == "over")
-    assert other.folder != over.folder and read_cell(other) is None
+    assert other.folder != over.folder and read_finished(other) is None
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,11 @@ pytestmark = pytest.mark.timeout(900)  # the fixtures run compare.py
 
 BENCHMARKS = Path(__file__).parents[3] / "examples" / "benchmarks"
 
-from bench.comparison.cells import Finished, read_cell, run_cell  # noqa: E402
-from bench.comparison.configuration import read_plan  # noqa: E402
-from bench.comparison.plan import Plan  # noqa: E402
-from bench.comparison.table import summarise, to_markdown  # noqa: E402
+from bench.comparison import Finished, cells_of, fill_row, read_finished  # noqa: E402
+from bench.plan_file import read_plan  # noqa: E402
+from bench.plan import Plan  # noqa: E402
+from bench.tables.comparison import summarise
+from bench.tables.markdown import to_markdown  # noqa: E402
 from compare import main  # noqa: E402
 
 ROW = {
@@ -85,7 +86,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> 
 def resumed(config: Path) -> str:
     """Kill the source's cell while it is trained, then run the comparison; return what it printed."""
     plan = read_plan(config, {})
-    source = plan.cells(plan.load_data())[-1].source
+    source = cells_of(plan, plan.load_data())[-1].source
     assert source is not None
     data = plan.load_data(of_source=True)
     first = multiprocessing.get_context("fork").Process(target=run_cell, args=(plan, source, data))
@@ -95,7 +96,7 @@ def resumed(config: Path) -> str:
         time.sleep(0.01)
     first.kill()
     first.join()
-    assert first.exitcode == -signal.SIGKILL and read_cell(source) is None
+    assert first.exitcode == -signal.SIGKILL and read_finished(source) is None
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["--config", str(config)]) == 0, printed.getvalue()
     return printed.getvalue()
@@ -107,7 +108,7 @@ def plan(config: Path) -> Plan:
 
 
 def finished(plan: Plan) -> dict[str, Finished]:
-    return {cell.label: found for cell in plan.cells(plan.load_data()) if (found := read_cell(cell)) is not None}
+    return {cell.label: found for cell in cells_of(plan, plan.load_data()) if (found := read_finished(cell)) is not None}
 
 
 def test_the_source_is_trained_once_and_goes_on(resumed: str, plan: Plan, config: Path) -> None:
@@ -118,7 +119,7 @@ def test_the_source_is_trained_once_and_goes_on(resumed: str, plan: Plan, config
     assert len(list(config.parent.glob("out/cells/laser/*"))) == 3
     sources = {cells[label].cell.source.folder for label in ("zero", "half")}
     assert len(sources) == 1
-    source = read_cell(cells["half"].cell.source)
+    source = read_finished(cells["half"].cell.source)
     assert source is not None and source.values["phases"]["training"]["resumed"]
     assert (source.values["dataset"]["users"], len(source.report.ranks_unfiltered)) == (8, 8)
     assert source.values["dataset"]["items"] == len(
@@ -146,9 +147,9 @@ def test_the_source_decides(resumed: str, plan: Plan, config: Path) -> None:
         other = config.with_name("changed.yaml")
         other.write_text(yaml.safe_dump(values, sort_keys=False))
         changed = read_plan(other, {})
-        cell = changed.cells(changed.load_data())[-1]
+        cell = cells_of(changed, changed.load_data())[-1]
         assert cell.source is not None and (cell.source.identity == source.identity) == stays
-        assert (read_cell(cell.source) is not None) == stays
+        assert (read_finished(cell.source) is not None) == stays
 
 
 def test_without_these_settings_nothing_is_another_cell(plan: Plan, config: Path) -> None:
@@ -162,21 +163,21 @@ def test_without_these_settings_nothing_is_another_cell(plan: Plan, config: Path
     other = config.with_name("plain.yaml")
     other.write_text(yaml.safe_dump(values, sort_keys=False))
     plain = read_plan(other, {})
-    cells = plain.cells(plain.load_data())
+    cells = cells_of(plain, plain.load_data())
     assert cells[0].folder == cells[1].folder and cells[1].source is None
     assert set(cells[0].identity) == {"method", "settings", "training", "seed", "data", "versions", "model"}
-    assert cells[2].folder == plan.cells(plan.load_data())[2].folder
+    assert cells[2].folder == cells_of(plan, plan.load_data())[2].folder
 
 
 def test_damaged_weights_are_trained_again(resumed: str, plan: Plan) -> None:
     source = finished(plan)["zero"].cell.source
-    assert source is not None and read_cell(source) is not None
+    assert source is not None and read_finished(source) is not None
     path = source.folder / "weights.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert read_cell(source) is None
+    assert read_finished(source) is None
     path.write_bytes(content)
-    assert read_cell(source) is not None
+    assert read_finished(source) is not None
 
 
 def test_the_table_says_what_the_source_took(resumed: str, plan: Plan, config: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bench.methods import Trial
-from bench.methods.candidate_answers import run_answers
+from bench.methods.answering import run_answers
 
 from peft_bituning.base_models import BaseModel
 from peft_bituning.data import Interactions, LeaveOneOut

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from bench.candidates import CandidateTraining
-from bench.methods import METHODS, Trial, forget_checkpoints
+from bench.cells import forget_checkpoints
+from bench.methods import METHODS, Trial
 
 from peft_bituning.base_models import BaseModel
 from peft_bituning.data import Interactions, LeaveOneOut

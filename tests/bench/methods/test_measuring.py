@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from bench.methods.measuring import Meter, time_users
+from bench.methods.meter import Meter, time_users
 
 
 def test_every_phase_has_its_own_peak() -> None:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from bench.methods import METHODS, Trial, TrialResult, forget_checkpoints
+from bench.cells import forget_checkpoints
+from bench.methods import METHODS, Trial, TrialResult
 from bench.methods.frozen_recommenders import frozen_recommender
 from bench.methods.kept_weights import KeptWeights
-from bench.methods.tuned import (
+from bench.methods.tuned_training import TunedTraining
+from bench.methods.tuners import (
     TUNERS,
-    TunedTraining,
     build_tuned,
     load_trained,
     merge_lora,
@@ -22,7 +23,7 @@ from bench.methods.tuned import (
     num_virtual_tokens,
     trained_weights,
 )
-from bench.methods.tuned_methods import NothingKnown
+from bench.methods.trial_run import NothingKnown
 
 from peft_bituning.base_models import BaseModel
 from peft_bituning.data import Interactions, LeaveOneOut

@@ -13,9 +13,10 @@ from peft_bituning.recommenders import IDRecommender, pad_histories
 from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.stages import validation_samples
 
-from .candidate_prompts import CandidatePrompts, normalised
-from .candidate_sets import CandidateSet, draw_candidates
-from .row_batches import fill_rows, pad_rows, run_in_batches
+from .batches import fill_rows, pad_rows
+from .prompts import CandidatePrompts, normalised
+from .sets import CandidateSet, draw_candidates
+from .task import CandidateTask
 
 IGNORED = -100
 
@@ -95,7 +96,7 @@ def read_answer(text: str, names: Sequence[str], items: Sequence[int]) -> tuple[
     return line, next((item for item in items if names[item] == written), None)
 
 
-class TitleAnswers:
+class TitleAnswers(CandidateTask):
     """The choice between a target and random unseen items, by writing its title; and the training for it.
 
     The loss is the language model's own, over the answer alone: the title's tokens and the one that ends it.
@@ -113,6 +114,8 @@ class TitleAnswers:
         candidate_seed: decides the candidates of validation and test users, whatever the run's own seed is.
     """
 
+    model: PeftModel
+
     def __init__(
         self,
         model: PeftModel,
@@ -126,32 +129,19 @@ class TitleAnswers:
         device: torch.device,
         candidate_seed: int = 0,
     ) -> None:
-        self.model = model
-        self.prompts = prompts
-        self.split = split
-        self.arguments = arguments
+        super().__init__(model, prompts, split, arguments, pad_token_id, device)
         self.recommender = recommender
         self.num_candidates = num_candidates
-        self.pad_token_id = pad_token_id
         self.eos_token_id = eos_token_id
-        self.device = device
         self.candidate_seed = candidate_seed
-        self._rows: tuple[int, list[CandidateSet]] | None = None
 
     # ------------------------------------------------------------------ training
 
-    def rows(self, epoch: int) -> list[CandidateSet]:
-        """Return the training rows of an epoch: cuts of training histories, other candidates every epoch.
-
-        Args:
-            epoch: from 0.
-        """
+    def _epoch_rows(self, epoch: int) -> list[CandidateSet]:
+        """Take cuts of training histories, with other candidates every epoch."""
         arguments = self.arguments
-        if self._rows is None or self._rows[0] != epoch:
-            samples = self.split.training_samples(arguments.cuts, arguments.seed, epoch)  # type: ignore[arg-type]
-            samples = samples[: arguments.max_samples_per_epoch]
-            self._rows = (epoch, self.candidates(samples, f"{arguments.seed}/{epoch}"))
-        return self._rows[1]
+        samples = self.split.training_samples(arguments.cuts, arguments.seed, epoch)  # type: ignore[arg-type]
+        return self.candidates(samples[: arguments.max_samples_per_epoch], f"{arguments.seed}/{epoch}")
 
     def candidates(self, samples: Sequence[Sample], seed: str | None = None) -> list[CandidateSet]:
         """Draw candidates beside the targets of samples; by `candidate_seed` where no other is given."""
@@ -216,8 +206,6 @@ class TitleAnswers:
         Returns:
             The answers, in the order of the sets.
         """
-        was_training = self.model.training
-        self.model.eval()
         prompts = [self.prompts.prompt(each.history, each.items) for each in sets]
 
         def run(numbers: list[int]) -> list[Answer]:
@@ -229,13 +217,7 @@ class TitleAnswers:
                 answers.append(Answer(each.user, line, chosen, each.target))
             return answers
 
-        try:
-            lengths = list(map(len, prompts))
-            progress = not self.arguments.disable_tqdm
-            size = self.arguments.per_device_eval_batch_size
-            return AnswerReport(tuple(run_in_batches(run, lengths, size, progress, description)))
-        finally:
-            self.model.train(was_training)
+        return AnswerReport(tuple(self._run(run, list(map(len, prompts)), description)))
 
     def _write(self, prompts: Sequence[Sequence[int]], rows: Sequence[CandidateSet]) -> list[str]:
         inputs = pad_rows(prompts, self.pad_token_id, self.device, left=True)

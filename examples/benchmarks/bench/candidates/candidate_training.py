@@ -25,8 +25,8 @@ from peft_bituning.training.sharding import average_gradients
 from peft_bituning.training.stage_result import Weights
 from peft_bituning.training.state import RunningMeans
 
-from .candidate_sets import CandidateSet
-from .candidate_task import CandidateTask
+from .sets import CandidateSet
+from .task import CandidateTask
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,19 @@
 """Methods that are held against each other on one ruler, by name; importing this fills the register."""
 
-from . import candidate_methods, id_methods, tuned_methods
+from . import id_methods, llamarec, tuned_methods
+from .kept_weights import KeptWeights
 from .trial import METHODS, Method, Trial, TrialResult, register_method
-from .tuned import TUNERS, merge_lora
-from .tuned_methods import forget_checkpoints
+from .tuners import TUNERS, merge_lora
 
 __all__ = [
     "METHODS",
     "TUNERS",
+    "KeptWeights",
     "Method",
     "Trial",
     "TrialResult",
-    "candidate_methods",
-    "forget_checkpoints",
     "id_methods",
+    "llamarec",
     "merge_lora",
     "register_method",
     "tuned_methods",

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from bench.rivals.fdsa import FDSA
-from bench.rivals.zesrec import ZESRec
 from peft_bituning.base_models import BaseModel
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.matmul import fast_cpu_matmul
@@ -31,6 +29,7 @@ from peft_bituning.training.arguments import RECOMMENDERS
 from peft_bituning.training.frozen import provide_recommender
 from peft_bituning.training.results import data_hash, write_whole
 
+from ..rivals import FDSA, ZESRec
 from .trial import Trial
 
 COUNTED = "item-knn"
@@ -89,17 +88,6 @@ def frozen_recommender(
             fit_over_texts(trial, kind, {}, fit)[0].save_pretrained(folder)
         write_whole(seconds_file, json.dumps({"seconds": time.perf_counter() - started}))
     return load_recommender(folder), float(json.loads(seconds_file.read_text())["seconds"])
-
-
-def recommender_details(known: IDRecommender, seconds: float | None) -> dict[str, Any]:
-    """Describe a frozen recommender beside the costs of a trial that reads it.
-
-    Args:
-        known: the recommender.
-        seconds: how long it was trained; None for a saved one.
-    """
-    parameters = sum(value.numel() for value in known.parameters())
-    return {"kind": known.recommender_type, "parameters": parameters, "seconds": seconds}
 
 
 def fit_over_texts(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from peft_bituning.evaluation import RankingReport
 from peft_bituning.training.arguments import LaserArguments
 
 from .kept_weights import KeptWeights
+
+ReportT = TypeVar("ReportT")
 
 
 @dataclass(frozen=True)
@@ -85,22 +87,24 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class TrialResult:
+class TrialResult(Generic[ReportT]):
     """What a method gives.
 
     Args:
-        report: every test user's rank, in the split's order.
+        report: every test user's rank, or answer, in the split's order.
         valid: validation metrics of the weights that were chosen; None where nothing is.
         trainable_parameters: weights that are trained; 0 for methods that count.
         adapter_bytes: what has to be kept of them beside the language model.
-        phases: `training`, `encoding` (the items) and `user`, each with `seconds` and `peak_memory_mb`, as `Meter`
-            measures them; `encoding` has `items`, and `user` is one user, from history to ranked catalog.
-        trained: `epochs`, `rows` and `tokens` that training ran over; `tokens` None for methods that read no text.
+        phases: `training`, `encoding` (the items) and `user`, or `answering`, each with `seconds` and
+            `peak_memory_mb`, as `Meter` measures them; `encoding` has `items`, and `user` is one user, from history to
+            ranked catalog.
+        trained: `epochs`, `updates`, `rows` and `tokens` that training ran over; `tokens` None for methods that read
+            no text.
         details: whatever else describes the run, as JSON values.
         weights: where the trial `keeps_weights`.
     """
 
-    report: RankingReport
+    report: ReportT
     valid: dict[str, Any] | None
     trainable_parameters: int
     adapter_bytes: int
@@ -108,6 +112,13 @@ class TrialResult:
     trained: dict[str, Any]
     details: dict[str, Any]
     weights: KeptWeights | None = None
+
+    def to_values(self) -> dict[str, Any]:
+        """Return what a cell keeps of it beside report and weights."""
+        return {name: value for name, value in vars(self).items() if name not in ("report", "weights")}
+
+
+Run = Callable[[Trial], TrialResult[RankingReport]]
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ class Method:
         takes_start: whether it starts from another trial's weights, and then needs nobody to train on.
     """
 
-    run: Callable[[Trial], TrialResult]
+    run: Run
     is_ours: bool = False
     is_random: bool = True
     uses_language_model: bool = False
@@ -136,9 +147,7 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def register_method(
-    name: str, **properties: Any
-) -> Callable[[Callable[[Trial], TrialResult]], Callable[[Trial], TrialResult]]:
+def register_method(name: str, **properties: Any) -> Callable[[Run], Run]:
     """Make a function from a trial to its result a method of the comparison.
 
     Args:
@@ -149,7 +158,7 @@ def register_method(
         The decorator, which leaves the function as it is.
     """
 
-    def register(run: Callable[[Trial], TrialResult]) -> Callable[[Trial], TrialResult]:
+    def register(run: Run) -> Run:
         METHODS[name] = Method(run, **properties)
         return run
 

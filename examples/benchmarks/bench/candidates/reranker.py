@@ -19,10 +19,11 @@ from peft_bituning.metrics import target_ranks
 from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.stages import validation_samples
 
-from .candidate_prompts import CandidatePrompts
-from .candidate_sets import SCORED_AT_ONCE, CandidateSet, Retriever, draw_candidates
+from .batches import pad_rows
 from .letters import LetterModel
-from .row_batches import pad_rows, run_in_batches
+from .prompts import CandidatePrompts
+from .sets import SCORED_AT_ONCE, CandidateSet, Retriever, draw_candidates
+from .task import CandidateTask
 
 TRAINED_ON = ("retrieved", "random")
 
@@ -45,7 +46,7 @@ def reranked_scores(scores: np.ndarray, candidates: Sequence[int], letter_scores
     return result
 
 
-class Reranker:
+class Reranker(CandidateTask):
     """The two steps, and the training of the second: cross-entropy over the letters of a row's candidates.
 
     Args:
@@ -63,6 +64,8 @@ class Reranker:
         ConfigurationError: `trained_on` is neither.
     """
 
+    model: LetterModel
+
     def __init__(
         self,
         model: LetterModel,
@@ -76,33 +79,15 @@ class Reranker:
     ) -> None:
         if trained_on not in TRAINED_ON:
             raise ConfigurationError(f"trained_on must be one of {', '.join(TRAINED_ON)}, got {trained_on!r}")
-        self.model = model
-        self.prompts = prompts
+        super().__init__(model, prompts, split, arguments, pad_token_id, device)
         self.retriever = retriever
-        self.split = split
-        self.arguments = arguments
-        self.pad_token_id = pad_token_id
-        self.device = device
         self.trained_on = trained_on
         self.validation = validation_samples(split, arguments)
-        self._rows: tuple[int, list[CandidateSet]] | None = None
 
     # ------------------------------------------------------------------ training
 
-    def rows(self, epoch: int) -> list[CandidateSet]:
-        """Return the training rows of an epoch: the first `max_samples_per_epoch` of its shuffled cuts that fit.
-
-        Args:
-            epoch: from 0.
-
-        Raises:
-            DataError: no training row's target is retrieved.
-        """
-        if self._rows is None or self._rows[0] != epoch:
-            self._rows = (epoch, self._epoch_rows(epoch))
-        return self._rows[1]
-
     def _epoch_rows(self, epoch: int) -> list[CandidateSet]:
+        """Take the first `max_samples_per_epoch` of the epoch's shuffled cuts that fit."""
         arguments, limit = self.arguments, self.arguments.max_samples_per_epoch
         samples = self.split.training_samples(arguments.cuts, arguments.seed, epoch)  # type: ignore[arg-type]
         seed = f"{arguments.seed}/{epoch}"
@@ -156,20 +141,13 @@ class Reranker:
         Returns:
             `[K]` float32 a set, in the order of its items.
         """
-        was_training = self.model.training
-        self.model.eval()
 
         def run(numbers: list[int]) -> list[np.ndarray]:
             chosen = [sets[number] for number in numbers]
             letters = self._letters(self.model, chosen).cpu().numpy()
             return [row[: len(each.items)] for row, each in zip(letters, chosen, strict=True)]
 
-        progress = bool(description) and not self.arguments.disable_tqdm
-        try:
-            lengths = [self.length(each) for each in sets]
-            return run_in_batches(run, lengths, self.arguments.per_device_eval_batch_size, progress, description)
-        finally:
-            self.model.train(was_training)
+        return self._run(run, [self.length(each) for each in sets], description)
 
     def rank(self, samples: Sequence[Sample], description: str = "") -> RankingReport:
         """Rank the whole catalog: the candidates first, then all others as they were retrieved.

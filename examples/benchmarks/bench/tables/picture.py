@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .table import METRICS, MODES
+from .comparison import METRICS, MODES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Every way to tune the language model that is compared, under one loop: the same loss, sampling and selection."""
+"""Tuners: every way to tune the language model that is compared, as models of one interface."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
@@ -22,15 +22,14 @@ from peft_bituning.recommenders import IDRecommender
 from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.inputs import attach_adapter
 from peft_bituning.training.results import to_json
-from peft_bituning.training.stage_result import StageResult, Weights
-from peft_bituning.training.stages import ADAPTER, TwoStageTraining
+from peft_bituning.training.stage_result import Weights
+from peft_bituning.training.stages import ADAPTER
 from peft_bituning.training.tables import weights_hash
-from peft_bituning.tuners.bituning import BiTuningConfig, BiTuningModel, EmbeddingCenter, PrefixEncoder
+from peft_bituning.tuners.bituning import BiTuningConfig, BiTuningModel
 from peft_bituning.tuners.ilora import ILoRAConfig
 from peft_bituning.tuners.rows.backbone import embedding_scale, find_backbone, token_embeddings
 
 from ..pooling import PooledModel
-from .kept_weights import KeptWeights
 
 FULL = "full"
 POOLED = ("pooling", "center_embeddings")  # settings of `PooledModel`
@@ -180,78 +179,6 @@ def load_trained(model: nn.Module, weights: Weights) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             known[name].copy_(value)
-
-
-class TunedTraining(TwoStageTraining):
-    """The two stages for every model of `build_tuned`; its arguments are those of `TwoStageTraining`.
-
-    A `PooledModel` is kept by its trained weights as they are named: PEFT's own files hold what P-tuning's encoder
-    computes and not the encoder, and full fine-tuning has no adapter.
-    """
-
-    keeps_item_weights = False  # the table alone is ranked; only who starts from here asks for what encoded it
-
-    @property
-    def rows_an_epoch(self) -> int:
-        """Training rows of every epoch."""
-        return len(self._epoch_samples(0))
-
-    @property
-    def _pooled(self) -> PooledModel | None:
-        return self.model if isinstance(self.model, PooledModel) else None
-
-    @property
-    def _prefix_encoder(self) -> PrefixEncoder:
-        if self._pooled is None:
-            return super()._prefix_encoder
-        return cast(PrefixEncoder, _NoEncoder(num_virtual_tokens(self._pooled)))
-
-    @property
-    def _aux_loss_coef(self) -> float:
-        return 0.0 if self._pooled is not None else super()._aux_loss_coef
-
-    @property
-    def _embedding_center(self) -> EmbeddingCenter | None:
-        return super()._embedding_center if self._pooled is None else self._pooled.embedding_center
-
-    def _weights(self) -> Weights:
-        return super()._weights() if self._pooled is None else trained_weights(self._pooled)
-
-    def _item_weights(self) -> Weights:
-        return self._weights() if self.keeps_item_weights else {}
-
-    def without_training(self, start: KeptWeights) -> StageResult:
-        """Encode the catalog with the weights of another trial, as a saved recommender encodes new items.
-
-        Args:
-            start: A encodes the table, A' the users.
-
-        Returns:
-            What a training without epochs would keep.
-        """
-        self.set_weights(start.items)
-        self.items = self._encode_side(1, center=False)  # users are centered by what A and A' have
-        self.set_weights(start.users)
-        return self._untrained()
-
-    def set_weights(self, weights: Weights) -> None:
-        """Put weights into the trained model.
-
-        Args:
-            weights: what a stage kept.
-        """
-        if self._pooled is None:
-            super().set_weights(weights)
-        else:
-            load_trained(self._pooled, weights)
-
-
-@dataclass(frozen=True)
-class _NoEncoder:
-    """What training asks of a prefix encoder, said of a model that has none."""
-
-    num_tokens: int
-    needs_collaborative: bool = False
 
 
 def _make_config(method: str, config_class: type[PeftConfig], settings: dict[str, Any]) -> PeftConfig:

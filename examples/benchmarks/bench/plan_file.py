@@ -1,7 +1,5 @@
-"""Configuration files: read, built on another one, changed by the command line, cut down to a moment's work."""
+"""Plans from files: read, built on another file, changed by the command line, cut down to a moment's work."""
 
-from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ import yaml
 from peft_bituning.errors import ConfigurationError
 
 from .plan import Plan
-from .transfer import OVER
 
 BASED_ON = "based_on"
 INHERITED = (
@@ -53,28 +50,15 @@ def read_plan(path: Path, changes: dict[str, Any], smoke: bool = False) -> Plan:
     Raises:
         ConfigurationError: a file cannot be read, or a field is unknown or out of range.
     """
-    values = _read(path, ())
-    known = [each.name for each in fields(Plan) if each.name != "name"]
-    unknown = sorted(str(name) for name in set(values) - set(known))
-    if unknown:
-        raise ConfigurationError(f"{path.name} must hold {', '.join([BASED_ON, *known])}, got {', '.join(unknown)}")
+    values = {"methods": None, **_read(path, ())}
     changes = dict(changes)
     chosen = changes.pop("methods", None)
     if chosen is not None:
-        rows = values.get("methods") or {}
-        missing = [name for name in chosen if name not in rows]
-        if missing:
-            raise ConfigurationError(f"--methods must be rows of {path.name}, got {', '.join(missing)}")
-        below = [row[OVER] for row in (rows[name] for name in chosen) if row and row.get(OVER) in rows]
-        values["methods"] = {name: rows[name] for name in (*chosen, *below)}
-        values["paper"] = {name: row for name, row in (values.get("paper") or {}).items() if name in chosen}
-        if values.get("baseline") in rows and values["baseline"] not in chosen:
-            del values["baseline"]
+        values = _with_rows(values, chosen, path.name)
     if "source" in changes:
-        values["source"] = {**(values.get("source") or {}), "dataset": changes.pop("source")}
-    if smoke:
-        values = _for_a_moment(values)
-    return Plan(**{"methods": {}, **values, **changes, "name": path.stem})
+        changes["source"] = {**(values.get("source") or {}), "dataset": changes["source"]}
+    plan = Plan.of({**values, **changes}, path)
+    return _for_a_moment(plan) if smoke else plan
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -95,16 +79,38 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     return {**base, **values, "training": training}
 
 
-def _for_a_moment(values: dict[str, Any]) -> dict[str, Any]:
-    """Cut a configuration down: few users, two short epochs, one seed, a folder of its own."""
-    values = deepcopy(values)
-    values["training"] = {**(values.get("training") or {}), **SMOKE}
-    values["max_users"] = min(values.get("max_users") or SMOKE_USERS, SMOKE_USERS)
-    if values.get("source"):
-        values["source"]["max_users"] = min(values["source"].get("max_users") or SMOKE_USERS, SMOKE_USERS)
-    values["seeds"] = list(values.get("seeds") or [0])[:1]
-    values["output_dir"] = f"{values.get('output_dir', Plan.output_dir)}-smoke"
-    for row in (values.get("methods") or {}).values():
-        own = (row or {}).get("training") or {}
-        own |= {name: min(own[name], SMOKE[name]) for name in ("stage1_epochs", "stage2_epochs") if name in own}
-    return values
+def _with_rows(values: dict[str, Any], chosen: list[str], file: str) -> dict[str, Any]:
+    """Keep the chosen rows, those that they are trained over, and what the file says of them."""
+    rows = values["methods"] or {}
+    if missing := [name for name in chosen if name not in rows]:
+        raise ConfigurationError(f"--methods must be rows of {file}, got {', '.join(missing)}")
+    below = [row["over"] for row in map(rows.get, chosen) if isinstance(row, dict) and row.get("over") in rows]
+    paper = {name: row for name, row in (values.get("paper") or {}).items() if name in chosen}
+    kept = {**values, "methods": {name: rows[name] for name in (*chosen, *below)}, "paper": paper}
+    if kept.get("baseline") in rows and kept["baseline"] not in chosen:
+        del kept["baseline"]
+    return kept
+
+
+def _for_a_moment(plan: Plan) -> Plan:
+    """Cut a plan down: few users, two short epochs, one seed, a folder of its own."""
+
+    def cut(users: int | None) -> int:
+        return min(users or SMOKE_USERS, SMOKE_USERS)
+
+    rows = {}
+    for label, row in plan.methods.items():
+        epochs = row.training.keys() & {"stage1_epochs", "stage2_epochs"}
+        shorter = {name: min(row.training[name], SMOKE[name]) for name in epochs}
+        rows[label] = row.model_copy(update={"training": {**row.training, **shorter}})
+    source = plan.source and plan.source.model_copy(update={"max_users": cut(plan.source.max_users)})
+    return plan.model_copy(
+        update={
+            "methods": rows,
+            "training": {**plan.training, **SMOKE},
+            "max_users": cut(plan.max_users),
+            "source": source,
+            "seeds": plan.seeds[:1],
+            "output_dir": f"{plan.output_dir}-smoke",
+        }
+    )

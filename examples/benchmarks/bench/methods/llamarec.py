@@ -1,17 +1,17 @@
-"""The method of a comparison that ranks retrieved candidates again."""
+"""LlamaRec-style, a method of a comparison: retrieved candidates are ranked again by their letters."""
 
 from typing import cast
 
-from peft_bituning.evaluation import history_scorer
+from peft_bituning.evaluation import RankingReport, history_scorer
 from peft_bituning.matmul import fast_cpu_matmul
 from peft_bituning.recommenders import IDRecommender
 
 from ..candidates import LETTERS, LetterModel, Reranker, Retriever, letter_tokens
 from ..pooling import PooledModel
 from .candidate_run import CandidateRun
-from .measuring import time_users
+from .meter import time_users
 from .trial import Trial, TrialResult, register_method
-from .tuned import adapter_bytes, adapter_config, build_tuned, num_trainable
+from .tuners import build_tuned
 
 NUM_CANDIDATES = 20
 ARGUMENTS = (
@@ -39,14 +39,14 @@ ARGUMENTS = (
 
 
 @register_method("llamarec", uses_language_model=True, arguments=ARGUMENTS, takes_share=True)
-def run_llamarec(trial: Trial) -> TrialResult:
+def run_llamarec(trial: Trial) -> TrialResult[RankingReport]:
     """Retrieve with the frozen recommender of the seed, and rank the best again by a LoRA-tuned language model.
 
     Args:
         trial: its settings are `num_candidates`, `trained_on`, and fields of LoRA's config.
 
     Returns:
-        The result; the checkpoints stay until `forget_checkpoints`.
+        The result; the checkpoints stay until the cell is written.
 
     Raises:
         ConfigurationError: settings that do not fit.
@@ -57,7 +57,7 @@ def run_llamarec(trial: Trial) -> TrialResult:
         return _run(trial)
 
 
-def _run(trial: Trial) -> TrialResult:
+def _run(trial: Trial) -> TrialResult[RankingReport]:
     settings = dict(trial.settings)
     size = settings.pop("num_candidates", NUM_CANDIDATES)
     trained_on = settings.pop("trained_on", "retrieved")
@@ -68,19 +68,9 @@ def _run(trial: Trial) -> TrialResult:
     scorer = history_scorer(cast(IDRecommender, run.known), run.device)
     retriever = Retriever(scorer, size, f"evaluated/{trial.arguments.seed}")
     reranker = Reranker(model, prompts, retriever, trial.split, trial.arguments, run.pad, run.device, trained_on)
-    adapter = adapter_config(pooled)
-    candidates = {"number": size, "trained_on": trained_on}
-    kept, trained = run.train(model, reranker, adapter, candidates)
+    run.train_on(reranker, pooled, {"number": size, "trained_on": trained_on})
     samples = trial.split.samples("test")
     report = reranker.rank(samples, f"test, {trial.method}")
     time_users(run.meter, lambda sample: reranker.scores([sample]), samples)
-    found = {"test_targets_retrieved": len(retriever.retrieved(samples)) / len(samples)}
-    return TrialResult(
-        report,
-        kept.valid,
-        num_trainable(model),
-        adapter_bytes(pooled),
-        run.meter.phases,
-        trained,
-        run.details(kept, adapter, {**candidates, **found, "titles_cut": prompts.titles_cut}),
-    )
+    retrieved = len(retriever.retrieved(samples)) / len(samples)
+    return run.result(report, test_targets_retrieved=retrieved, titles_cut=prompts.titles_cut)
