@@ -61,13 +61,7 @@ class Options:
 
 
 def make_cells(options: Options, arguments: LaserArguments, data: Interactions) -> list[Cell]:
-    """Return every cell, seed by seed.
-
-    Args:
-        options: what is asked.
-        arguments: the runs; `output_dir` is the folder of all.
-        data: the histories; their hash is part of every cell.
-    """
+    """Return every cell, seed by seed, in the `output_dir` of the arguments; the hash of the data is part of each."""
     model = Path(options.model)
     digest = data_hash(data)
     cells = []
@@ -91,13 +85,7 @@ def make_cells(options: Options, arguments: LaserArguments, data: Interactions) 
 
 
 def fill_answers(cell: Cell, options: Options, arguments: LaserArguments) -> None:
-    """Train and ask one method with one seed in this process, from its checkpoint on, and write its result.
-
-    Args:
-        cell: one of `make_cells`.
-        options: what is asked.
-        arguments: the runs.
-    """
+    """Train and ask one method with one seed in this process, from its checkpoint on, and write its result."""
     data, shared = options.load_data(), Path(arguments.output_dir) / SHARED
     shared.mkdir(parents=True, exist_ok=True)
     trial = Trial(

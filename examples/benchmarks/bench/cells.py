@@ -33,19 +33,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cell:
-    """One method with one seed.
-
-    Args:
-        method: its name.
-        seed: its seed.
-        identity: everything that decides its result, as JSON values; another identity is another folder.
-        folder: where its result is.
-    """
+    """One method with one seed."""
 
     method: str
     seed: int
-    identity: Values
-    folder: Path
+    identity: Values  # everything that decides its result, as JSON values
+    folder: Path  # where its result is; another identity is another folder
 
     @property
     def name(self) -> str:
@@ -117,37 +110,19 @@ class Cell:
 
 
 def place_cell(output_dir: str | Path, method: str, seed: int, identity: Values) -> Cell:
-    """Name a cell by the sha256 of what decides its result.
-
-    Args:
-        output_dir: folder of all cells.
-        method: its method.
-        seed: its seed.
-        identity: JSON values; the packages' versions are added.
-
-    Returns:
-        The cell.
-    """
+    """Name a cell of a folder by the sha256 of what decides its result; the packages' versions are added to it."""
     text = json.dumps({**identity, "versions": {name: version(name) for name in PACKAGES}}, sort_keys=True)
     name = f"seed-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return Cell(method, seed, json.loads(text), Path(output_dir) / "cells" / method / name)
 
 
 def deciding(arguments: LaserArguments, names: tuple[str, ...]) -> Values:
-    """Return the settings of a run that decide a method's result.
-
-    Args:
-        arguments: the run.
-        names: fields of `LaserArguments`, or of `RETIRED`.
-    """
+    """Return the settings of a run that decide a method's result: fields of `LaserArguments`, or of `RETIRED`."""
     return {name: getattr(arguments, name) if hasattr(arguments, name) else RETIRED[name] for name in names}
 
 
 def without_retired(values: Values) -> Values:
     """Leave out what `LaserArguments` has no longer.
-
-    Args:
-        values: settings by name.
 
     Raises:
         ValueError: one of them is not the value that it stays at.

@@ -17,11 +17,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_main(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run a program and end the process as it went.
-
-    Args:
-        main: takes the arguments and returns the exit code.
-    """
+    """Run a program on the command line's arguments, and end the process with its exit code."""
     try:
         sys.exit(main(sys.argv[1:]))
     except BiTuningError as error:

@@ -30,27 +30,14 @@ SHARE, SOURCE, OVER, KEEPS = "train_fraction", "source", "over", "keeps_weights"
 
 @dataclass(frozen=True)
 class RowCell(Cell):
-    """A row of the table with one seed.
+    """A row of the table with one seed."""
 
-    Args:
-        method: its method.
-        seed: its seed.
-        identity: everything that decides its result.
-        folder: where its result is.
-        label: the row.
-        settings: the method's own.
-        arguments: its run; `output_dir` is the folder.
-        source: the cell on the source data whose weights it starts from.
-        over: the cell whose LoRA is merged into its language model.
-        on_source: whether it is itself one on the source data.
-    """
-
-    label: str
-    settings: dict[str, Any]
-    arguments: LaserArguments
-    source: "RowCell | None" = None
-    over: "RowCell | None" = None
-    on_source: bool = False
+    label: str  # the row
+    settings: dict[str, Any]  # the method's own
+    arguments: LaserArguments  # its run; `output_dir` is the folder
+    source: "RowCell | None" = None  # the cell on the source data whose weights it starts from
+    over: "RowCell | None" = None  # the cell whose LoRA is merged into its language model
+    on_source: bool = False  # whether it is itself one on the source data
 
     @property
     def name(self) -> str:
@@ -80,17 +67,11 @@ class RowCell(Cell):
 
 @dataclass(frozen=True)
 class Finished:
-    """The result of a cell.
-
-    Args:
-        cell: which one.
-        report: every test user's rank.
-        values: the rest of it, as `cell.json` holds it.
-    """
+    """The result of a cell."""
 
     cell: RowCell
-    report: RankingReport
-    values: Values
+    report: RankingReport  # every test user's rank
+    values: Values  # the rest of it, as `cell.json` holds it
 
 
 def read_finished(cell: RowCell) -> Finished | None:
@@ -103,12 +84,7 @@ def read_finished(cell: RowCell) -> Finished | None:
 
 
 def cells_of(plan: Plan, data: Interactions) -> list[RowCell]:
-    """Return every cell of a plan, rows in the file's order.
-
-    Args:
-        plan: the comparison.
-        data: what its `load_data` returned; its hash is part of every cell.
-    """
+    """Return every cell of a plan, rows in the file's order; the hash of its data is part of each."""
     digest = data_hash(data)
     starts = any(row.source for row in plan.methods.values())
     source = data_hash(plan.load_data(of_source=True)) if starts else ""
@@ -165,11 +141,6 @@ def _model_identity(model: str) -> Values:
 def run_row(plan: Plan, cell: RowCell, where: str) -> str | None:
     """Run a cell, and before it the one that it starts from, each in a process of its own.
 
-    Args:
-        plan: the comparison.
-        cell: one of its cells.
-        where: how it is called in print.
-
     Returns:
         Why it failed, or None.
     """
@@ -185,10 +156,6 @@ def run_row(plan: Plan, cell: RowCell, where: str) -> str | None:
 
 def fill_row(plan: Plan, cell: RowCell) -> None:
     """Train and evaluate one cell in this process, from its checkpoint on, and write its result.
-
-    Args:
-        plan: the comparison.
-        cell: one of its cells; what it starts from is there.
 
     Raises:
         CheckpointError: what it starts from is not there.

@@ -68,15 +68,10 @@ class Strict(BaseModel):
 
 
 class Source(Strict):
-    """What rows with `source: true` are trained on first.
+    """What rows with `source: true` are trained on first."""
 
-    Args:
-        dataset: as `load_interactions` takes it.
-        max_users: a seeded cut of so many users; None is all.
-    """
-
-    dataset: str
-    max_users: int | None = Field(default=None, ge=1)
+    dataset: str  # as `load_interactions` takes it
+    max_users: int | None = Field(default=None, ge=1)  # a seeded cut of so many users; None is all
 
     def load(self) -> Interactions:
         """Read the histories; the items of a cut are its users' alone, as nobody is ranked on the rest."""
@@ -93,37 +88,22 @@ class Source(Strict):
 
 
 class ColdStart(Strict):
-    """Which test users are shown apart from the others.
+    """Which test users are shown apart from the others."""
 
-    Args:
-        user_events: those with at most so many training events.
-        item_events: those whose target occurs in training at most so often.
-    """
-
-    user_events: int = Field(ge=0)
-    item_events: int = Field(ge=0)
+    user_events: int = Field(ge=0)  # those with at most so many training events
+    item_events: int = Field(ge=0)  # those whose target occurs in training at most so often
 
 
 class Row(Strict):
-    """A row of the table.
+    """A row of the table."""
 
-    Args:
-        method: its name among `METHODS`.
-        training: fields of `LaserArguments` that it has for itself.
-        train_fraction: the share of the users to train on.
-        source: whether to start from the weights that were trained on the source.
-        over: the row whose LoRA to train over.
-        line: its line in a picture over the shares.
-        settings: everything else that the file says of it, which is the method's own.
-    """
-
-    method: str
-    training: Training = {}
-    train_fraction: float = Field(default=1.0, ge=0, le=1)
-    source: bool = False
-    over: str | None = None
-    line: str | None = None
-    settings: dict[str, Any] = {}
+    method: str  # its name among `METHODS`
+    training: Training = {}  # what it has for itself
+    train_fraction: float = Field(default=1.0, ge=0, le=1)  # the share of the users to train on
+    source: bool = False  # start from the weights that were trained on the source
+    over: str | None = None  # the row whose LoRA to train over
+    line: str | None = None  # its line in a picture over the shares
+    settings: dict[str, Any] = {}  # everything else that the file says of it, which is the method's own
 
     @classmethod
     def sorted_out(cls, label: str, values: Any) -> Any:
@@ -150,56 +130,33 @@ def _different(values: list[int]) -> list[int]:
 
 
 class Plan(Strict):
-    """A configuration file; its fields are the file's names, but for `name`.
+    """A configuration file; its fields are the file's names, but for `name`."""
 
-    Args:
-        name: of the table's files; the configuration file's own.
-        methods: rows of the table; in the file each None or `{method, training: {...}, ...}` with its method's
-            settings beside.
-        question: what the table is to answer, printed above it.
-        varies: fields of `training` that the question is about, so that rows may set them for themselves.
-        paper: what the Laser paper prints for rows of this table, Recall@10, NDCG@10 and MRR by row.
-        validation: show what the kept weights reached on validation as well.
-        cold_start: shows users with few events, and rare targets, apart from the others.
-        dataset: as `load_interactions` takes it.
-        max_users: a seeded cut of so many users; None is all.
-        source: what rows with `source: true` are trained on first.
-        model: the language model of all methods that use one: Hub id, folder or alias.
-        model_dtype: type of its weights.
-        attn_implementation: passed to transformers.
-        output_dir: folder of cells and table.
-        seeds: one cell a method and seed; methods without chance take the first.
-        training: fields of `LaserArguments`, the same for all methods.
-        baseline: the row that others are compared with; None is the best by NDCG@10 that is not ours.
-        published: show published results of rivals that are not run, from another split.
-    """
-
-    name: str = "compare"
+    name: str = "compare"  # of the table's files; the configuration file's own
+    # rows of the table, in the file each None or `{method, training: {...}, ...}` with its method's settings beside
     methods: Annotated[dict[str, Row], BeforeValidator(_rows)]
-    question: str | None = None
-    varies: list[str] = []
+    question: str | None = None  # what the table is to answer, printed above it
+    varies: list[str] = []  # fields of `training` that the question is about: rows may set them for themselves
+    # what the Laser paper prints for rows of this table, Recall@10, NDCG@10 and MRR by row
     paper: dict[str, list[float]] = {}
-    validation: bool = False
-    cold_start: ColdStart | None = None
-    dataset: str = "ml-100k"
-    max_users: int | None = Field(default=None, ge=1)
+    validation: bool = False  # show what the kept weights reached on validation as well
+    cold_start: ColdStart | None = None  # show users with few events, and rare targets, apart from the others
+    dataset: str = "ml-100k"  # as `load_interactions` takes it
+    max_users: int | None = Field(default=None, ge=1)  # a seeded cut of so many users; None is all
     source: Source | None = None
-    model: str = "smollm2-135m"
+    model: str = "smollm2-135m"  # the language model of all methods that use one: Hub id, folder or alias
     model_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attn_implementation: str | None = None
-    output_dir: str = "output/compare"
+    attn_implementation: str | None = None  # passed to transformers
+    output_dir: str = "output/compare"  # folder of cells and table
+    # one cell per method and seed; methods without chance take the first
     seeds: Annotated[list[int], BeforeValidator(_different)] = [0]
-    training: Training = {}
-    baseline: str | None = None
-    published: bool = False
+    training: Training = {}  # the same for all methods
+    baseline: str | None = None  # the row that others are compared with; None is the best by NDCG@10 that is not ours
+    published: bool = False  # show published results of rivals that are not run, from another split
 
     @classmethod
     def of(cls, values: dict[str, Any], path: Path) -> Self:
         """Check what a file holds.
-
-        Args:
-            values: its fields.
-            path: where it is; it gives the plan its name.
 
         Raises:
             ConfigurationError: a field is unknown, of another type, out of range, or does not fit another one.

@@ -64,7 +64,9 @@ def test_a_row_over_another(config: Path, tmp_path: Path, tiny_base_folder: Path
     stamp = (lora.folder / "cell.json").stat().st_mtime_ns
     printed("--config", str(config))
     assert (lora.folder / "cell.json").stat().st_mtime_ns == stamp
-    losses = {name: read_finished(cells[name]).values["details"]["epochs"][0]["train_loss"] for name in ("static", "over")}
+    losses = {
+        name: read_finished(cells[name]).values["details"]["epochs"][0]["train_loss"] for name in ("static", "over")
+    }
     assert losses["static"] != losses["over"]
 
     config.write_text(yaml.safe_dump(values(tmp_path, tiny_base_folder, lora={"r": 2})))

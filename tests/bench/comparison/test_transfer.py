@@ -108,7 +108,9 @@ def plan(config: Path) -> Plan:
 
 
 def finished(plan: Plan) -> dict[str, Finished]:
-    return {cell.label: found for cell in cells_of(plan, plan.load_data()) if (found := read_finished(cell)) is not None}
+    return {
+        cell.label: found for cell in cells_of(plan, plan.load_data()) if (found := read_finished(cell)) is not None
+    }
 
 
 def test_the_source_is_trained_once_and_goes_on(resumed: str, plan: Plan, config: Path) -> None:

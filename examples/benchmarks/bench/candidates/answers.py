@@ -1,20 +1,19 @@
 """Answers written by a language model that is shown the candidates' titles, and their share that is right."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from peft_bituning.data.samples import LeaveOneOut, Sample
+from peft_bituning.data.samples import Sample
 from peft_bituning.recommenders import IDRecommender, pad_histories
-from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.stages import validation_samples
 
 from .batches import fill_rows, pad_rows
-from .prompts import CandidatePrompts, normalised
+from .prompts import normalised
 from .sets import CandidateSet, draw_candidates
 from .task import CandidateTask
 
@@ -23,28 +22,17 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Answer:
-    """What was written for one user.
+    """What was written for one user."""
 
-    Args:
-        user: index of the user.
-        text: the first line that was written.
-        chosen: catalog index of the candidate that it names; None where it names none.
-        target: catalog index of the item that was next.
-    """
-
-    user: int
-    text: str
-    chosen: int | None
-    target: int
+    user: int  # index of the user
+    text: str  # the first line that was written
+    chosen: int | None  # catalog index of the candidate that it names; None where it names none
+    target: int  # catalog index of the item that was next
 
 
 @dataclass(frozen=True)
 class AnswerReport:
-    """The answers of all users, in their order.
-
-    Args:
-        answers: one a user.
-    """
+    """The answers of all users, in their order."""
 
     answers: tuple[Answer, ...]
 
@@ -96,44 +84,18 @@ def read_answer(text: str, names: Sequence[str], items: Sequence[int]) -> tuple[
     return line, next((item for item in items if names[item] == written), None)
 
 
+@dataclass(eq=False)
 class TitleAnswers(CandidateTask):
     """The choice between a target and random unseen items, by writing its title; and the training for it.
 
     The loss is the language model's own, over the answer alone: the title's tokens and the one that ends it.
-
-    Args:
-        model: a PEFT model of task `CAUSAL_LM`, LoRA or iLoRA.
-        prompts: shows histories and candidates.
-        split: who is trained, validated and tested on what.
-        arguments: the run's settings; `per_device_eval_batch_size` is the prompts answered at once.
-        recommender: the frozen recommender that iLoRA's gate reads; None for LoRA.
-        num_candidates: candidates a prompt.
-        pad_token_id: fills shorter rows.
-        eos_token_id: ends an answer.
-        device: where the model is.
-        candidate_seed: decides the candidates of validation and test users, whatever the run's own seed is.
     """
 
-    model: PeftModel
-
-    def __init__(
-        self,
-        model: PeftModel,
-        prompts: CandidatePrompts,
-        split: LeaveOneOut,
-        arguments: LaserArguments,
-        recommender: IDRecommender | None,
-        num_candidates: int,
-        pad_token_id: int,
-        eos_token_id: int,
-        device: torch.device,
-        candidate_seed: int = 0,
-    ) -> None:
-        super().__init__(model, prompts, split, arguments, pad_token_id, device)
-        self.recommender = recommender
-        self.num_candidates = num_candidates
-        self.eos_token_id = eos_token_id
-        self.candidate_seed = candidate_seed
+    model: PeftModel  # of task `CAUSAL_LM`, LoRA or iLoRA
+    eos_token_id: int = field(kw_only=True)  # ends an answer
+    num_candidates: int = field(kw_only=True)  # in a prompt
+    recommender: IDRecommender | None = field(default=None, kw_only=True)  # what iLoRA's gate reads
+    candidate_seed: int = field(default=0, kw_only=True)  # decides those of validation and test users, for all seeds
 
     # ------------------------------------------------------------------ training
 
@@ -157,14 +119,11 @@ class TitleAnswers(CandidateTask):
         return len(self.prompts.title(row.target)) + 1
 
     def training_inputs(self, rows: Sequence[CandidateSet]) -> dict[str, Tensor]:
-        """Make the model's inputs of a pass.
-
-        Args:
-            rows: B rows.
+        """Make the model's inputs of a pass over B rows.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [B, T], the labels -100 but at the answer, and for iLoRA
-            `collaborative_embeds` [B, N, C] and `collaborative_mask` [B, N].
+                `collaborative_embeds` [B, N, C] and `collaborative_mask` [B, N].
         """
         ids, labels = [], []
         for row in rows:
@@ -176,15 +135,7 @@ class TitleAnswers(CandidateTask):
         return {**inputs, "labels": fill_rows(labels, IGNORED).to(self.device), **self._collaborative(rows)}
 
     def loss(self, model: nn.Module, rows: Sequence[CandidateSet]) -> Tensor:
-        """Sum the next-token losses of the answers.
-
-        Args:
-            model: the PEFT model as accelerate prepared it.
-            rows: B rows.
-
-        Returns:
-            A scalar.
-        """
+        """Sum the next-token losses of the answers of B rows; the model is as accelerate prepared it."""
         return model(**self.training_inputs(rows))["loss"] * sum(map(self.weight, rows))
 
     def validate(self, description: str) -> tuple[float, dict[str, Any]]:
@@ -197,15 +148,7 @@ class TitleAnswers(CandidateTask):
 
     @torch.no_grad()
     def answer(self, sets: Sequence[CandidateSet], description: str = "answering") -> AnswerReport:
-        """Let the model write, greedily; every process must call it.
-
-        Args:
-            sets: one a user.
-            description: label of the progress bar.
-
-        Returns:
-            The answers, in the order of the sets.
-        """
+        """Let the model write, greedily, one answer per set and in their order."""
         prompts = [self.prompts.prompt(each.history, each.items) for each in sets]
 
         def run(numbers: list[int]) -> list[Answer]:

@@ -1,11 +1,9 @@
-"""Rows of token ids as batches, and work on them shared by all processes."""
+"""Batches of rows of token ids."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,16 +13,13 @@ ResultT = TypeVar("ResultT")
 def pad_rows(
     rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device, left: bool = False
 ) -> dict[str, Tensor]:
-    """Put rows of token ids into one tensor.
+    """Put rows of token ids into `input_ids` and `attention_mask` [B, T].
 
     Args:
         rows: B rows, at least one token each.
         pad_token_id: what fills shorter rows; its value is inert.
         device: where the tensors go.
         left: padding before the rows, as generation wants it; else after them.
-
-    Returns:
-        `input_ids` and `attention_mask` [B, T].
     """
     ids = fill_rows(rows, pad_token_id, left)
     mask = fill_rows([[1] * len(row) for row in rows], 0, left)
@@ -46,27 +41,12 @@ def run_in_batches(
     progress: bool = False,
     description: str = "",
 ) -> list[ResultT]:
-    """Run rows in batches of similar length, the longest first; every process must call it.
-
-    Args:
-        run: gives one result a row for a batch of row numbers.
-        lengths: tokens of each row.
-        batch_size: rows at once.
-        progress: show a bar.
-        description: its label.
-
-    Returns:
-        One result a row, in order; the same on every process.
-    """
-    state = PartialState()
+    """Run rows by number in batches of similar length, the longest first; return one result per row, in order."""
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    pairs: list[Any] = []
-    mine = batches[state.process_index :: state.num_processes]
-    with tqdm(total=sum(map(len, mine)), desc=description, unit="row", disable=not progress, leave=False) as bar:
-        for batch in mine:
-            pairs.extend(zip(batch, run(batch), strict=True))
+    results: dict[int, ResultT] = {}
+    with tqdm(total=len(order), desc=description, unit="row", disable=not progress, leave=False) as bar:
+        for batch in batches:
+            results.update(zip(batch, run(batch), strict=True))
             bar.update(len(batch))
-    if state.num_processes > 1:
-        pairs = gather_object(pairs)
-    return [result for _, result in sorted(pairs, key=lambda pair: pair[0])]
+    return [results[row] for row in range(len(lengths))]

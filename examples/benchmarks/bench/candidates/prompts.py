@@ -18,21 +18,13 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class ChoiceTemplate:
-    """How a choice between candidates is put into words: one title a line, the history numbered.
+    """How a choice between candidates is put into words: one title a line, the history numbered."""
 
-    Args:
-        name: for reports.
-        instruction: first line, before the history.
-        question: the line before the candidates.
-        marker: start of a candidate's line; `{letter}` is its letter, from A.
-        ending: the last line, which the answer completes.
-    """
-
-    name: str
-    instruction: str
-    question: str
-    marker: str
-    ending: str
+    name: str  # for reports
+    instruction: str  # first line, before the history
+    question: str  # the line before the candidates
+    marker: str  # start of a candidate's line; `{letter}` is its letter, from A
+    ending: str  # the last line, which the answer completes
 
 
 LETTERS = ChoiceTemplate(

@@ -4,6 +4,7 @@ Shapes: `B` rows, `K` candidates of a row, `I` catalog items.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peft_bituning.data.samples import LeaveOneOut, Sample
+from peft_bituning.data.samples import Sample
 from peft_bituning.errors import ConfigurationError, DataError
 from peft_bituning.evaluation import RankingReport, rank_batches
 from peft_bituning.evaluation.catalog_ranks import MAX_SCORES
 from peft_bituning.metrics import target_ranks
-from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.stages import validation_samples
 
 from .batches import pad_rows
 from .letters import LetterModel
-from .prompts import CandidatePrompts
 from .sets import SCORED_AT_ONCE, CandidateSet, Retriever, draw_candidates
 from .task import CandidateTask
 
@@ -46,43 +45,22 @@ def reranked_scores(scores: np.ndarray, candidates: Sequence[int], letter_scores
     return result
 
 
+@dataclass(eq=False)
 class Reranker(CandidateTask):
     """The two steps, and the training of the second: cross-entropy over the letters of a row's candidates.
 
-    Args:
-        model: scores letters.
-        prompts: shows histories and candidates.
-        retriever: gives the candidates.
-        split: who is trained, validated and tested on what.
-        arguments: the run's settings.
-        pad_token_id: fills shorter rows.
-        device: where the model is.
-        trained_on: `retrieved`: training rows whose target is retrieved, with the items retrieved beside it;
-            `random`: any rows, with random unseen items beside the target.
-
-    Raises:
-        ConfigurationError: `trained_on` is neither.
+    It is trained on `retrieved` candidates, rows whose target is retrieved with the items retrieved beside it, or on
+    `random` ones, any rows with random unseen items beside the target; `ConfigurationError` on anything else.
     """
 
     model: LetterModel
+    retriever: Retriever = field(kw_only=True)
+    trained_on: str = field(default="retrieved", kw_only=True)
 
-    def __init__(
-        self,
-        model: LetterModel,
-        prompts: CandidatePrompts,
-        retriever: Retriever,
-        split: LeaveOneOut,
-        arguments: LaserArguments,
-        pad_token_id: int,
-        device: torch.device,
-        trained_on: str = "retrieved",
-    ) -> None:
-        if trained_on not in TRAINED_ON:
-            raise ConfigurationError(f"trained_on must be one of {', '.join(TRAINED_ON)}, got {trained_on!r}")
-        super().__init__(model, prompts, split, arguments, pad_token_id, device)
-        self.retriever = retriever
-        self.trained_on = trained_on
-        self.validation = validation_samples(split, arguments)
+    def __post_init__(self) -> None:
+        if self.trained_on not in TRAINED_ON:
+            raise ConfigurationError(f"trained_on must be one of {', '.join(TRAINED_ON)}, got {self.trained_on!r}")
+        self.validation = validation_samples(self.split, self.arguments)
 
     # ------------------------------------------------------------------ training
 
@@ -111,14 +89,8 @@ class Reranker(CandidateTask):
         return 1
 
     def loss(self, model: nn.Module, rows: Sequence[CandidateSet]) -> Tensor:
-        """Sum `-log softmax(letters of the row's candidates)[the target's letter]`.
-
-        Args:
-            model: the letter model as accelerate prepared it.
-            rows: B rows that hold their targets.
-
-        Returns:
-            A scalar.
+        """Sum `-log softmax(letters of the row's candidates)[the target's letter]` over rows that hold their
+        targets.
         """
         targets = torch.tensor([row.items.index(row.target) for row in rows], device=self.device)
         return F.cross_entropy(self._letters(model, rows), targets, reduction="sum")
@@ -132,14 +104,8 @@ class Reranker(CandidateTask):
 
     @torch.no_grad()
     def letter_scores(self, sets: Sequence[CandidateSet], description: str = "") -> list[np.ndarray]:
-        """Score the candidates of each set; every process must call it.
-
-        Args:
-            sets: each with one candidate at least.
-            description: label of the progress bar; none without it.
-
-        Returns:
-            `[K]` float32 a set, in the order of its items.
+        """Score the candidates of each set, which has one at least -> `[K]` float32 per set, in the order of its
+        items.
         """
 
         def run(numbers: list[int]) -> list[np.ndarray]:

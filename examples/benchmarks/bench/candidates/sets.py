@@ -16,19 +16,12 @@ SCORED_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class CandidateSet:
-    """A history, the items one of which may be next, and the one that was.
+    """A history, the items one of which may be next, and the one that was."""
 
-    Args:
-        user: index of the user.
-        history: catalog indices in time order.
-        items: the candidates, each once, in the order in which they are shown.
-        target: catalog index of the next item.
-    """
-
-    user: int
-    history: tuple[int, ...]
-    items: tuple[int, ...]
-    target: int
+    user: int  # index of the user
+    history: tuple[int, ...]  # catalog indices in time order
+    items: tuple[int, ...]  # the candidates, each once, in the order in which they are shown
+    target: int  # catalog index of the next item
 
     @property
     def place(self) -> int | None:
@@ -83,20 +76,11 @@ def draw_candidates(samples: Sequence[Sample], names: Sequence[str], size: int, 
 
 @dataclass(frozen=True)
 class Retriever:
-    """Takes the best items of a frozen recommender.
+    """Takes the best items of a frozen recommender; `ConfigurationError` where `size` is below 2."""
 
-    Args:
-        scorer: scores the catalog for histories.
-        size: items to take; all of them where there are fewer.
-        seed: decides in which order they are shown, so that their place says nothing of their rank.
-
-    Raises:
-        ConfigurationError: `size` is below 2.
-    """
-
-    scorer: HistoryScorer
-    size: int
-    seed: str
+    scorer: HistoryScorer  # scores the catalog for histories
+    size: int  # items to take; all of them where there are fewer
+    seed: str  # decides in which order they are shown, so that their place says nothing of their rank
 
     def __post_init__(self) -> None:
         if self.size < 2:
@@ -129,14 +113,8 @@ class Retriever:
         return sets
 
     def retrieved(self, samples: Sequence[Sample], limit: int | None = None) -> list[CandidateSet]:
-        """Return the first samples whose target is among the items that are taken for them.
-
-        Args:
-            samples: histories with their targets.
-            limit: how many sets to return at most; None is all.
-
-        Returns:
-            Sets, each with its target, in the order of the samples.
+        """Return the sets of the first samples, `limit` at most, whose target is among the items that are taken for
+        them.
         """
         found: list[CandidateSet] = []
         for start in range(0, len(samples), SCORED_AT_ONCE):

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -17,41 +18,20 @@ from .sets import CandidateSet
 ResultT = TypeVar("ResultT")
 
 
+@dataclass(eq=False)
 class CandidateTask(ABC):
-    """What a model is trained on.
+    """What a model is trained on."""
 
-    Args:
-        model: what is trained.
-        prompts: shows histories and candidates.
-        split: who is trained, validated and tested on what.
-        arguments: the run's settings; `per_device_eval_batch_size` is the prompts run at once.
-        pad_token_id: fills shorter rows.
-        device: where the model is.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        prompts: CandidatePrompts,
-        split: LeaveOneOut,
-        arguments: LaserArguments,
-        pad_token_id: int,
-        device: torch.device,
-    ) -> None:
-        self.model = model
-        self.prompts = prompts
-        self.split = split
-        self.arguments = arguments
-        self.pad_token_id = pad_token_id
-        self.device = device
-        self._rows: tuple[int, list[CandidateSet]] | None = None
+    model: nn.Module
+    prompts: CandidatePrompts  # shows histories and candidates
+    split: LeaveOneOut  # who is trained, validated and tested on what
+    arguments: LaserArguments  # the run's; `per_device_eval_batch_size` is the prompts run at once
+    pad_token_id: int  # fills shorter rows
+    device: torch.device  # where the model is
+    _rows: tuple[int, list[CandidateSet]] | None = field(default=None, init=False)
 
     def rows(self, epoch: int) -> list[CandidateSet]:
-        """Return the training rows of an epoch.
-
-        Args:
-            epoch: from 0.
-        """
+        """Return the training rows of an epoch, from 0."""
         if self._rows is None or self._rows[0] != epoch:
             self._rows = (epoch, self._epoch_rows(epoch))
         return self._rows[1]

@@ -22,19 +22,13 @@ def run_answers(
     """Train from the last checkpoint on, if there is one, and let the model answer for the test users.
 
     Args:
-        trial: its method is one of `ANSWERING`, its settings fields of the adapter's config; checkpoints go into its
-            folder and stay until the cell is written.
-        num_candidates: candidates a prompt, the target among them.
+        trial: its method is one of `ANSWERING`, its settings fields of the adapter's config.
+        num_candidates: candidates per prompt, the target among them.
         candidate_seed: decides the candidates of validation and test users.
         max_test_users: the first so many of the test users; None is all.
 
-    Returns:
-        The result.
-
     Raises:
         ConfigurationError: another method, settings that do not fit, or a tokenizer without an end-of-text token.
-        CheckpointError: the folder holds a checkpoint of another trial.
-        NonFiniteLossError: training diverged.
     """
     if trial.method not in ANSWERING:
         raise ConfigurationError(f"method must be one of {', '.join(ANSWERING)}, got {trial.method!r}")
@@ -57,15 +51,11 @@ def _run(
     prompts = run.prompts(TITLES, num_candidates)
     task = TitleAnswers(
         model,
-        prompts,
-        trial.split,
-        trial.arguments,
-        run.known,
-        num_candidates,
-        run.pad,
-        int(end),
-        run.device,
-        candidate_seed,
+        *run.common(prompts),
+        eos_token_id=int(end),
+        num_candidates=num_candidates,
+        recommender=run.known,
+        candidate_seed=candidate_seed,
     )
     run.train_on(task, built, {"number": num_candidates, "seed": candidate_seed})
     samples = trial.split.samples("test")[:max_test_users]

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from peft_bituning.data.samples import LeaveOneOut
+from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.tuners.rows.backbone import max_positions
 
 from ..candidates import CandidatePrompts, CandidateTask, CandidateTraining, ChoiceTemplate
@@ -16,12 +19,7 @@ class CandidateRun(TrialRun):
     """A trial on candidates that has begun; its arguments are those of `TrialRun`."""
 
     def prompts(self, template: ChoiceTemplate, size: int) -> CandidatePrompts:
-        """Set up prompts that fit the model's context.
-
-        Args:
-            template: `LETTERS` or `TITLES`.
-            size: candidates a prompt.
-        """
+        """Set up prompts by `LETTERS` or `TITLES`, with so many candidates, that fit the model's context."""
         arguments, limit = self.trial.arguments, max_positions(self.base.model)
         return CandidatePrompts(
             template,
@@ -33,13 +31,15 @@ class CandidateRun(TrialRun):
             arguments.max_item_tokens,
         )
 
-    def train_on(self, task: CandidateTask, model: nn.Module, candidates: dict[str, Any]) -> None:
-        """Train a task's model from its last checkpoint on, if there is one; it ends with the weights kept.
+    def common(
+        self, prompts: CandidatePrompts
+    ) -> tuple[CandidatePrompts, LeaveOneOut, LaserArguments, int, torch.device]:
+        """Return what every `CandidateTask` takes after its model."""
+        return prompts, self.trial.split, self.trial.arguments, self.pad, self.device
 
-        Args:
-            task: what it is trained on.
-            model: what `build_tuned` returned of it.
-            candidates: what is said of the candidates.
+    def train_on(self, task: CandidateTask, model: nn.Module, candidates: dict[str, Any]) -> None:
+        """Train a task's model, which `build_tuned` gave, from its last checkpoint on; it ends with the weights
+        kept.
         """
         self.model, self.candidates, self.adapter = model, candidates, adapter_config(model)
         identity = self.identity(self.adapter, candidates=candidates)
@@ -50,12 +50,7 @@ class CandidateRun(TrialRun):
         self.kept = self.train(self.training, self.training.run)
 
     def result(self, report: ReportT, **found: Any) -> TrialResult[ReportT]:
-        """Put together what `train_on` left and what was measured then.
-
-        Args:
-            report: of the test users.
-            found: what else is said of the candidates.
-        """
+        """Put together what `train_on` left, the report of the test users, and what was `found` of the candidates."""
         state = self.training.state
         sums = {name: sum(epoch[name] for epoch in state.epochs) for name in ("rows", "tokens")}
         return TrialResult(

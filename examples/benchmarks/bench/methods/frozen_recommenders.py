@@ -100,9 +100,6 @@ def fit_over_texts(
         kind: `zesrec` or `fdsa`.
         model: fields of its config in place of their defaults.
         fit: arguments of `fit_recommender` in place of a SASRec's.
-
-    Returns:
-        The model on the trial's device, and how training went.
     """
     seed = trial.arguments.seed
     made = OVER_TEXTS[kind].from_vectors(text_vectors(trial), seed=seed, **model)
@@ -119,11 +116,7 @@ def fit_over_texts(
 
 
 def text_vectors(trial: Trial) -> torch.Tensor:
-    """Return the language model's last states of every item's text, averaged over its tokens [I, D].
-
-    Args:
-        trial: gives the language model, the items and the shared folder.
-    """
+    """Return the language model's last states of every item's text, averaged over its tokens [I, D]."""
     return text_states(trial, 1, "mean").values[:, -1].float()
 
 

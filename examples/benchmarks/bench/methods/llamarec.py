@@ -42,16 +42,7 @@ ARGUMENTS = (
 def run_llamarec(trial: Trial) -> TrialResult[RankingReport]:
     """Retrieve with the frozen recommender of the seed, and rank the best again by a LoRA-tuned language model.
 
-    Args:
-        trial: its settings are `num_candidates`, `trained_on`, and fields of LoRA's config.
-
-    Returns:
-        The result; the checkpoints stay until the cell is written.
-
-    Raises:
-        ConfigurationError: settings that do not fit.
-        CheckpointError: the folder holds a checkpoint of another trial.
-        NonFiniteLossError: training diverged.
+    The trial's settings are `num_candidates`, `trained_on`, and fields of LoRA's config.
     """
     with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
         return _run(trial)
@@ -67,7 +58,7 @@ def _run(trial: Trial) -> TrialResult[RankingReport]:
     model = LetterModel(pooled, letter_tokens(prompts, size)).to(run.device)
     scorer = history_scorer(cast(IDRecommender, run.known), run.device)
     retriever = Retriever(scorer, size, f"evaluated/{trial.arguments.seed}")
-    reranker = Reranker(model, prompts, retriever, trial.split, trial.arguments, run.pad, run.device, trained_on)
+    reranker = Reranker(model, *run.common(prompts), retriever=retriever, trained_on=trained_on)
     run.train_on(reranker, pooled, {"number": size, "trained_on": trained_on})
     samples = trial.split.samples("test")
     report = reranker.rank(samples, f"test, {trial.method}")

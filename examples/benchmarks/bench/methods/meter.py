@@ -34,11 +34,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure what runs inside.
-
-        Args:
-            name: the phase; a name that is measured again replaces what it said.
-        """
+        """Measure what runs inside; a name that is measured again replaces what it said."""
         own_peak = _reset_peak()
         on_cuda = self.device.type == "cuda"
         if on_cuda:
@@ -56,13 +52,7 @@ class Meter:
 
 
 def time_users(meter: Meter, rank: Callable[[UserT], object], users: Sequence[UserT]) -> None:
-    """Measure the median time of one user, from history to ranked catalog.
-
-    Args:
-        meter: gets the phase `user`.
-        rank: ranks the catalog for one user.
-        users: the first ones are timed.
-    """
+    """Measure the median time of the first users, from history to ranked catalog, as the phase `user`."""
     rank(users[0])  # nothing of the first pass's own work is counted
     seconds: list[float] = []
     with meter.phase("user"):

@@ -45,10 +45,6 @@ class NothingKnown(Precomputed):
 class TrialRun:
     """A trial that has begun: what it reads is loaded, and the random state is that of its seed.
 
-    Args:
-        trial: the trial.
-        reads_recommender: whether it reads a frozen recommender.
-
     Raises:
         ConfigurationError: there is neither anybody to train on nor a start, or the recommender is no known one.
     """
@@ -80,12 +76,7 @@ class TrialRun:
         set_seed(arguments.seed)
 
     def identity(self, adapter: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
-        """Return what a resumed run must share, as JSON values.
-
-        Args:
-            adapter: its settings.
-            more: what else decides the run.
-        """
+        """Return what a resumed run must share, its adapter's settings and `more`, as JSON values."""
         trial = self.trial
         identity = {
             "method": trial.method,
@@ -102,12 +93,7 @@ class TrialRun:
         return dict(to_json(identity))
 
     def train(self, training: ResumableTraining, run: Callable[[], KeptT]) -> KeptT:
-        """Train as the phase `training`, whose seconds are those of all processes that the training took.
-
-        Args:
-            training: what is trained; it has read its checkpoint.
-            run: trains, and returns what is kept.
-        """
+        """Train as the phase `training`, whose seconds are those of all processes that the training took."""
         resumed = training.is_resumed
         with self.meter.phase("training"):
             kept = run()
@@ -117,14 +103,7 @@ class TrialRun:
     def details(
         self, best_epoch: int, epochs: list[dict[str, Any]], adapter: dict[str, Any] | None, **more: Any
     ) -> dict[str, Any]:
-        """Describe the run, as JSON values.
-
-        Args:
-            best_epoch: the epoch that was kept.
-            epochs: what was measured in each.
-            adapter: its settings.
-            more: what else there is to say.
-        """
+        """Describe the run, its best epoch and what was measured in each, as JSON values."""
         known = None if isinstance(self.known, NothingKnown) else self.known
         recommender = known and {
             "kind": known.recommender_type,

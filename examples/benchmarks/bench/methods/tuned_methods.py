@@ -18,9 +18,8 @@ from peft_bituning.training.stage_result import StageResult
 from peft_bituning.tuners.bituning import BiTuningConfig
 
 from ..cells import RETIRED
-from .kept_weights import KeptWeights
 from .meter import time_users
-from .trial import METHODS, Method, Trial, TrialResult
+from .trial import METHODS, KeptWeights, Method, Trial, TrialResult
 from .trial_run import TrialRun
 from .tuned_training import TunedTraining
 from .tuners import TUNERS, adapter_bytes, adapter_config, build_tuned, num_trainable, num_virtual_tokens
@@ -32,17 +31,6 @@ def run_tuned(trial: Trial) -> TrialResult[RankingReport]:
     """Train in both stages from the last checkpoint on, if there is one, and rank the test users.
 
     A trial with a `start` starts from A'; one without anybody to train on ranks with it as it is.
-
-    Args:
-        trial: its method is one of `TUNERS`; checkpoints go into its folder.
-
-    Returns:
-        The result; the checkpoints stay until the cell is written.
-
-    Raises:
-        ConfigurationError: settings that do not fit, or neither anybody to train on nor a start.
-        CheckpointError: the folder holds a checkpoint of another trial.
-        NonFiniteLossError: training diverged.
     """
     with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
         run = TrialRun(trial, TUNERS[trial.method].reads_recommender)

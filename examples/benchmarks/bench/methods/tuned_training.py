@@ -8,7 +8,7 @@ from peft_bituning.training.stages import TwoStageTraining
 from peft_bituning.tuners.bituning import EmbeddingCenter, PrefixEncoder
 
 from ..pooling import PooledModel
-from .kept_weights import KeptWeights
+from .trial import KeptWeights
 from .tuners import load_trained, num_virtual_tokens, trained_weights
 
 
@@ -65,11 +65,7 @@ class TunedTraining(TwoStageTraining):
         return self._untrained()
 
     def set_weights(self, weights: Weights) -> None:
-        """Put weights into the trained model.
-
-        Args:
-            weights: what a stage kept.
-        """
+        """Put weights that a stage kept into the trained model."""
         if self._pooled is None:
             super().set_weights(weights)
         else:

@@ -37,17 +37,11 @@ POOLED = ("pooling", "center_embeddings")  # settings of `PooledModel`
 
 @dataclass(frozen=True)
 class Tuner:
-    """One way to tune a language model.
+    """One way to tune a language model."""
 
-    Args:
-        config_class: of its adapter; None trains every weight.
-        defaults: settings in place of the class's own.
-        reads_recommender: whether it reads the states of a frozen ID recommender.
-    """
-
-    config_class: type[PeftConfig] | None
-    defaults: dict[str, Any]
-    reads_recommender: bool = False
+    config_class: type[PeftConfig] | None  # of its adapter; None trains every weight
+    defaults: dict[str, Any]  # settings in place of the class's own
+    reads_recommender: bool = False  # whether it reads the states of a frozen ID recommender
 
 
 TUNERS = {
@@ -169,12 +163,7 @@ def trained_weights(model: nn.Module) -> Weights:
 
 
 def load_trained(model: nn.Module, weights: Weights) -> None:
-    """Put back what `trained_weights` copied.
-
-    Args:
-        model: of the same kind.
-        weights: by their names.
-    """
+    """Put back what `trained_weights` copied from a model of the same kind."""
     known: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, value in weights.items():

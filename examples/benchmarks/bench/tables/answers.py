@@ -13,32 +13,15 @@ from .layout import interval, markdown_table
 
 BASELINE = "lora"
 HEADS = (
-    "method",
-    "seeds",
-    "users",
-    "hit ratio@1",
-    "valid ratio",
-    "product",
-    "right of valid",
-    f"minus {BASELINE}",
-    "trained weights",
-    "rows trained",
-    "training, s",
-    "answering, s",
+    f"method | seeds | users | hit ratio@1 | valid ratio | product | right of valid | minus {BASELINE} | "
+    "trained weights | rows trained | training, s | answering, s"
 )
 
 
 def summarise(
     found: dict[str, list[dict[str, Any]]], num_candidates: int, model: str, data: Interactions
 ) -> dict[str, Any]:
-    """Make the table: means over seeds, and each method's hits minus the baseline's, user by user.
-
-    Args:
-        found: what finished cells hold, by method.
-        num_candidates: candidates a prompt.
-        model: the language model.
-        data: the histories.
-    """
+    """Make the table from what finished cells hold: means over seeds, and hits minus the baseline's, user by user."""
     rows: dict[str, Any] = {}
     for method, cells in found.items():
         tests = [cell["test"] for cell in cells]
@@ -62,11 +45,7 @@ def summarise(
 
 
 def to_markdown(table: dict[str, Any]) -> str:
-    """Lay the table out.
-
-    Args:
-        table: what `summarise` returned.
-    """
+    """Lay out what `summarise` returned."""
     data, size = table["dataset"], table["num_candidates"]
     text = markdown_table(HEADS, [_row(method, row) for method, row in table["rows"].items()])
     return (

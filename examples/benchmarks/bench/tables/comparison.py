@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from peft_bituning.data import Interactions
 from peft_bituning.evaluation import RankingReport
@@ -16,13 +17,13 @@ from ..comparison import Finished
 from ..plan import Plan
 from .costs import row_costs
 from .groups import cold_start_groups
-from .published import PUBLISHED, SPLIT
 
 MODES = {"unfiltered": "seen items not filtered", "filtered": "seen items filtered"}
 METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10", "mrr": "MRR"}
 COMPARED = "ndcg@10"
 GROUPED = ("recall@10", COMPARED)
 RESAMPLES = 10_000
+PUBLISHED = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
 
 
 def summarise(plan: Plan, finished: Sequence[Finished], not_run: dict[str, str], data: Interactions) -> dict[str, Any]:
@@ -59,9 +60,11 @@ def summarise(plan: Plan, finished: Sequence[Finished], not_run: dict[str, str],
         "rows": rows,
         "not_run": not_run,
         "published": [
-            dict(zip(("name", *METRICS, "source", "reason"), row, strict=True)) for row in PUBLISHED if plan.published
+            dict(zip(("name", *METRICS, "source", "reason"), row, strict=True))
+            for row in PUBLISHED["rows"]
+            if plan.published
         ],
-        "published_split": SPLIT if plan.published else None,
+        "published_split": PUBLISHED["split"] if plan.published else None,
     }
 
 

@@ -8,26 +8,14 @@ from ..comparison import Finished
 from .layout import markdown_table
 
 HEADS = (
-    "costs",
-    "trained weights",
-    "kept, MB",
-    "rows trained",
-    "text tokens trained",
-    "training, s",
-    "peak MB",
-    "1,000 items, s",
-    "peak MB",
-    "a user, ms",
-    "peak MB",
+    "costs | trained weights | kept, MB | rows trained | text tokens trained | training, s | peak MB | 1,000 items, s | "
+    "peak MB | a user, ms | peak MB"
 )
 MARKS = {"frozen_recommender": "*", "resumed": "†", "source": "‡", "over": "§"}
 
 
 def row_costs(cells: Sequence[Finished]) -> dict[str, Any]:
-    """Take the mean of seconds and the largest peak over seeds.
-
-    Args:
-        cells: one row's, a seed each.
+    """Take the mean of seconds and the largest peak over a row's seeds.
 
     Returns:
         Weights, bytes, rows and tokens trained, and by phase seconds and peak memory in MiB.
@@ -61,14 +49,7 @@ def row_costs(cells: Sequence[Finished]) -> dict[str, Any]:
 
 
 def costs_markdown(rows: dict[str, Any]) -> str:
-    """Lay the costs out.
-
-    Args:
-        rows: the table's rows, each with what `row_costs` returned under `costs`.
-
-    Returns:
-        A Markdown table and its footnotes.
-    """
+    """Lay out the costs of a table's rows, footnotes below."""
     costs = {label: row["costs"] for label, row in rows.items()}
     table = markdown_table(HEADS, [_row(label, each) for label, each in costs.items()])
     return "\n\n".join([table, *_notes(costs)])

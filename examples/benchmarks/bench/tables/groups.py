@@ -10,10 +10,6 @@ from ..plan import ColdStart
 def cold_start_groups(data: Interactions, bounds: ColdStart) -> dict[str, np.ndarray]:
     """Tell test users by how much training has seen of them and of their targets.
 
-    Args:
-        data: the histories.
-        bounds: up to how many training events a user and an item are cold.
-
     Returns:
         By the group's name a mask over the test users, in the split's order.
     """

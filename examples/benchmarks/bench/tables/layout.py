@@ -8,15 +8,10 @@ from typing import Any
 from peft_bituning.training.results import write_whole
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay rows out in Markdown.
-
-    Args:
-        heads: one a column.
-        rows: as many cells each.
-    """
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def markdown_table(heads: str, rows: Iterable[Sequence[str]]) -> str:
+    """Lay rows out in Markdown under heads, which stand between ` | `."""
+    lines = [heads, " | ".join("---" for _ in heads.split(" | ")), *map(" | ".join, rows)]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def interval(difference: dict[str, Any]) -> str:
@@ -25,16 +20,7 @@ def interval(difference: dict[str, Any]) -> str:
 
 
 def write_table(path: Path, table: Any, text: str) -> str:
-    """Write a table as JSON and Markdown.
-
-    Args:
-        path: both files' without their endings.
-        table: JSON values.
-        text: its Markdown.
-
-    Returns:
-        The Markdown.
-    """
+    """Write a table as JSON and Markdown, files that differ in their endings; return the Markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path.with_name(f"{path.name}.json"), json.dumps(table, indent=1))
     write_whole(path.with_name(f"{path.name}.md"), text)

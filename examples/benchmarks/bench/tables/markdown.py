@@ -2,18 +2,15 @@
 
 from typing import Any
 
-from .comparison import COMPARED, GROUPED, METRICS, MODES, RESAMPLES
+from .comparison import COMPARED, GROUPED, METRICS, MODES, PUBLISHED, RESAMPLES
 from .costs import costs_markdown
 from .layout import interval, markdown_table
-from .published import SPLIT
+
+NAMES = " | ".join(METRICS.values())
 
 
 def to_markdown(table: dict[str, Any]) -> str:
-    """Lay a table out; the best mean of a column is bold.
-
-    Args:
-        table: what `summarise` returned.
-    """
+    """Lay out what `summarise` returned; the best mean of a column is bold."""
     data = table["dataset"]
     chosen = "" if table["baseline_named"] else " The baseline was chosen on the same test users, which favours it."
     parts = [
@@ -35,57 +32,46 @@ def to_markdown(table: dict[str, Any]) -> str:
 
 
 def _ranking(rows: dict[str, Any], mode: str, baseline: str | None) -> str:
-    heads = [MODES[mode], "seeds", *METRICS.values(), f"NDCG@10 minus {baseline or 'no baseline'}"]
     best = {name: max((row[mode][name]["mean"] for row in rows.values()), default=0.0) for name in METRICS}
-    return markdown_table(
-        heads,
-        [
-            [
-                label,
-                str(len(row["seeds"])) if row["is_random"] else "no chance",
-                *(_value(row[mode][name], best[name]) for name in METRICS),
-                "(the baseline)" if label == baseline else _against(row[mode].get("against_baseline")),
-            ]
-            for label, row in rows.items()
-        ],
-    )
+    lines = []
+    for label, row in rows.items():
+        values = [_value(row[mode][name], best[name]) for name in METRICS]
+        seeds = str(len(row["seeds"])) if row["is_random"] else "no chance"
+        against = "(the baseline)" if label == baseline else _against(row[mode].get("against_baseline"))
+        lines.append([label, seeds, *values, against])
+    return markdown_table(f"{MODES[mode]} | seeds | {NAMES} | NDCG@10 minus {baseline or 'no baseline'}", lines)
 
 
 def _validation(rows: dict[str, Any]) -> str:
     found = {label: row["valid"] for label, row in rows.items() if row["valid"]}
     best = {name: max((row[name]["mean"] for row in found.values()), default=0.0) for name in METRICS}
-    return markdown_table(
-        ["validation, seen items not filtered", *METRICS.values()],
-        [[label, *(_value(row[name], best[name]) for name in METRICS)] for label, row in found.items()],
-    )
+    lines = [[label, *(_value(row[name], best[name]) for name in METRICS)] for label, row in found.items()]
+    return markdown_table(f"validation, seen items not filtered | {NAMES}", lines)
 
 
 def _groups(groups: dict[str, Any]) -> str:
     def cell(row: dict[str, Any]) -> str:
-        means = " / ".join(f"{row[name]['mean']:.4f}" for name in GROUPED)
-        return f"{means} ({row[COMPARED]['se_users']:.4f})"
+        return " / ".join(f"{row[name]['mean']:.4f}" for name in GROUPED) + f" ({row[COMPARED]['se_users']:.4f})"
 
-    heads = [f"seen items not filtered, {' / '.join(METRICS[name] for name in GROUPED)}"]
-    heads += [f"{group} ({values['users']:,})" for group, values in groups.items()]
+    heads = [f"{group} ({values['users']:,})" for group, values in groups.items()]
+    shown = " / ".join(METRICS[name] for name in GROUPED)
     labels = next(iter(groups.values()))["rows"]
-    text = markdown_table(
-        heads, [[label, *(cell(each["rows"][label]) for each in groups.values())] for label in labels]
-    )
+    lines = [[label, *(cell(each["rows"][label]) for each in groups.values())] for label in labels]
+    text = markdown_table(" | ".join([f"seen items not filtered, {shown}", *heads]), lines)
     return f"{text}\n\nIn brackets the standard error of {METRICS[COMPARED]} over the group's users."
 
 
 def _paper(paper: dict[str, Any]) -> str:
-    rows = [[label, *(f"{row[name]:.4f}" for name in METRICS)] for label, row in paper.items()]
-    text = markdown_table(["the paper's", *METRICS.values()], rows)
-    return f"The Laser paper's own numbers: {SPLIT}; ChatGLM2-6B.\n\n{text}"
+    lines = [[label, *(f"{row[name]:.4f}" for name in METRICS)] for label, row in paper.items()]
+    text = markdown_table(f"the paper's | {NAMES}", lines)
+    return f"The Laser paper's own numbers: {PUBLISHED['split']}; ChatGLM2-6B.\n\n{text}"
 
 
 def _published(published: list[dict[str, Any]], split: str) -> str:
-    rows = [
-        [each["name"], *(f"{each[name]:.4f}" for name in METRICS), each["source"], each["reason"]] for each in published
+    lines = [
+        [row["name"], *(f"{row[name]:.4f}" for name in METRICS), row["source"], row["reason"]] for row in published
     ]
-    text = markdown_table(["published", *METRICS.values(), "source", "here"], rows)
-    return f"Published, **another split**: {split}.\n\n{text}"
+    return f"Published, **another split**: {split}.\n\n" + markdown_table(f"published | {NAMES} | source | here", lines)
 
 
 def _value(value: dict[str, Any], best: float) -> str:

@@ -18,13 +18,8 @@ COLOURS = {True: ("#1f4e79", "#8fb4d9"), False: ("#5a5a5a", "#bdbdbd")}  # ours,
 def plot_table(path: Path, table: dict[str, Any]) -> bool:
     """Draw Recall@10 and NDCG@10 of every row in both filter modes, the best at the top.
 
-    Where rows name a `line`, they are drawn over the shares of the users that they trained on, seen items not
-    filtered, and rows without one are levels. Whiskers are two standard errors, over seeds and over users added in
-    squares.
-
-    Args:
-        path: the PNG file.
-        table: what `summarise` returned.
+    Where rows name a `line`, they are drawn over the shares of the users that they trained on, seen items not filtered,
+    and rows without one are levels. Whiskers are two standard errors, over seeds and over users added in squares.
 
     Returns:
         False where matplotlib is not installed, or there is no row.
