@@ -31,11 +31,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="a YAML file; examples/benchmarks/compare has some")
-    parser.add_argument("--dataset", help="in place of the file's")
-    parser.add_argument("--max_users", type=int, help="in place of the file's")
     parser.add_argument("--source", help="data set of rows with `source: true`, in place of the file's")
-    parser.add_argument("--model", help="in place of the file's")
-    parser.add_argument("--output_dir", help="in place of the file's")
+    for name in ("dataset", "model", "output_dir"):
+        parser.add_argument(f"--{name}", help="in place of the file's")
+    parser.add_argument("--max_users", type=int, help="in place of the file's")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's")
     parser.add_argument("--methods", nargs="+", help="only these rows of the file")
     parser.add_argument("--smoke", action="store_true", help="run every row for a moment, to see that all of them run")

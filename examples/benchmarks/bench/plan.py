@@ -49,8 +49,9 @@ def _known_training(values: Any) -> Any:
 def _training_type() -> Any:
     """A dict of some fields of `LaserArguments`, each of its type; the numbers stay as the file writes them."""
     as_written = WrapValidator(lambda value, check: (check(value), value)[1])  # 1 is no 1.0 in a cell's identity
-    hints = {name: Annotated[hint, as_written] for name, hint in get_type_hints(LaserArguments).items()}
-    kind = TypedDict("Training", {name: hints[name] for name in hints.keys() - RESERVED}, total=False)  # type: ignore
+    hints = {name: hint for name, hint in get_type_hints(LaserArguments).items() if name not in RESERVED}
+    written = {name: Annotated[hint, as_written] for name, hint in hints.items()}
+    kind = TypedDict("Training", written, total=False)  # type: ignore[operator]
     kind.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
     return Annotated[kind, BeforeValidator(_known_training)]
 

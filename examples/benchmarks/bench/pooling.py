@@ -84,8 +84,7 @@ class PooledModel(nn.Module):
             The output: `last_hidden_state` [B, T, D] in the caller's layout and `pooler_output` [B, D].
 
         Raises:
-            InputError: inputs that are missing or do not fit each other.
-            ContextLengthError: virtual tokens and text longer than the model's context.
+            InputError: inputs that are missing or do not fit each other; `ContextLengthError` where they are too long.
         """
         model = self.language_model
         tokens, mask = embed_text(model, input_ids, attention_mask, inputs_embeds)

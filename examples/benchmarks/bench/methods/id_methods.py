@@ -23,22 +23,14 @@ TEXT_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @register_method("popularity", is_random=False)
-def run_popularity(trial: Trial) -> TrialResult[RankingReport]:
-    """Count, over training and validation events as nothing is chosen on validation."""
-    trial.only()
-    meter = Meter(torch.device("cpu"))
-    with meter.phase("training"):
-        model = Popularity(trial.num_items).fit(known_sequences(trial))
-    return _ranked(trial, meter, model)
-
-
 @register_method("item-knn", is_random=False)
-def run_item_knn(trial: Trial) -> TrialResult[RankingReport]:
-    """Count who bought what with what, over training and validation events."""
-    settings = trial.only("neighbors", "decay")
+def run_counting(trial: Trial) -> TrialResult[RankingReport]:
+    """Count, over training and validation events as nothing is chosen on validation."""
+    kind, names = (Popularity, ()) if trial.method == "popularity" else (ItemKNN, ("neighbors", "decay"))
+    settings = trial.only(*names)
     meter = Meter(torch.device("cpu"))
     with meter.phase("training"):
-        model = ItemKNN(trial.num_items, **settings).fit(known_sequences(trial))
+        model = kind(trial.num_items, **settings).fit(known_sequences(trial))
     return _ranked(trial, meter, model)
 
 

@@ -51,14 +51,7 @@ class TunedTraining(TwoStageTraining):
         return self._weights() if self.keeps_item_weights else {}
 
     def without_training(self, start: KeptWeights) -> StageResult:
-        """Encode the catalog with the weights of another trial, as a saved recommender encodes new items.
-
-        Args:
-            start: A encodes the table, A' the users.
-
-        Returns:
-            What a training without epochs would keep.
-        """
+        """Return what a training without epochs would keep: A encodes the table, A' the users."""
         self.set_weights(start.items)
         self.items = self._encode_side(1, center=False)  # users are centered by what A and A' have
         self.set_weights(start.users)

@@ -108,13 +108,7 @@ def build_tuned(
 
 
 def merge_lora(base: BaseModel, settings: dict[str, Any], weights: Weights, arguments: LaserArguments) -> BaseModel:
-    """Merge what a row of LoRA learned into the language model, for another adapter to be trained over it.
-
-    Args:
-        base: the language model as the row found it.
-        settings: the row's.
-        weights: its trained weights, those that encode users.
-        arguments: the row's run.
+    """Merge the weights of a row of LoRA that encode users into the language model, as the row found it.
 
     Returns:
         The merged model, frozen, under a name of its own.

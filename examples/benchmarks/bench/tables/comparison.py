@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from peft_bituning.data import Interactions
+from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.evaluation import RankingReport
 from peft_bituning.metrics import user_gains
 
 from ..bootstrap import paired_bootstrap
 from ..comparison import Finished
-from ..plan import Plan
+from ..plan import ColdStart, Plan
 from .costs import row_costs
-from .groups import cold_start_groups
 
 MODES = {"unfiltered": "seen items not filtered", "filtered": "seen items filtered"}
 METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10", "mrr": "MRR"}
@@ -55,7 +54,7 @@ def summarise(plan: Plan, finished: Sequence[Finished], not_run: dict[str, str],
         "baseline": {mode: _compare(plan, rows, by_label, mode) for mode in MODES},
         "baseline_named": plan.baseline is not None and plan.baseline in rows,
         "show_validation": plan.validation,
-        "groups": _by_group(by_label, cold_start_groups(data, plan.cold_start)) if plan.cold_start else None,
+        "groups": _by_group(by_label, _cold_start_groups(data, plan.cold_start)) if plan.cold_start else None,
         "paper": {label: dict(zip(METRICS, numbers, strict=True)) for label, numbers in plan.paper.items()},
         "rows": rows,
         "not_run": not_run,
@@ -114,6 +113,25 @@ def _by_group(by_label: dict[str, list[Finished]], groups: dict[str, np.ndarray]
                 for name, value in values.items()
             }
     return found
+
+
+def _cold_start_groups(data: Interactions, bounds: ColdStart) -> dict[str, np.ndarray]:
+    """Tell test users by how much training saw of them and of their targets: by group a mask over test users [U]."""
+    split = LeaveOneOut(data.histories)
+    samples = split.samples("test")
+    sequences = split.train_sequences
+    events = np.array([len(sequences[sample.user]) for sample in samples], dtype=np.int64)
+    trained = np.array([item for sequence in sequences for item in sequence], dtype=np.int64)
+    counts = np.bincount(trained, minlength=len(data.items))
+    of_target = counts[np.array([sample.target for sample in samples], dtype=np.int64)]
+    few_events, few_counts = bounds.user_events, bounds.item_events
+    return {
+        f"users with up to {few_events} training events": events <= few_events,
+        f"users with more than {few_events}": events > few_events,
+        "targets never seen in training": of_target == 0,
+        f"targets seen 1 to {few_counts} times": (of_target >= 1) & (of_target <= few_counts),
+        f"targets seen more than {few_counts} times": of_target > few_counts,
+    }
 
 
 def _over_seeds(cells: Sequence[Finished], mode: str, name: str, part: str = "test") -> dict[str, Any]:

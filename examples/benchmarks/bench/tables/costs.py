@@ -8,8 +8,8 @@ from ..comparison import Finished
 from .layout import markdown_table
 
 HEADS = (
-    "costs | trained weights | kept, MB | rows trained | text tokens trained | training, s | peak MB | 1,000 items, s | "
-    "peak MB | a user, ms | peak MB"
+    "costs | trained weights | kept, MB | rows trained | text tokens trained | training, s | peak MB | "
+    "1,000 items, s | peak MB | a user, ms | peak MB"
 )
 MARKS = {"frozen_recommender": "*", "resumed": "†", "source": "‡", "over": "§"}
 
