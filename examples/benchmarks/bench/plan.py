@@ -51,7 +51,7 @@ def _training_type() -> Any:
     as_written = WrapValidator(lambda value, check: (check(value), value)[1])  # 1 is no 1.0 in a cell's identity
     hints = {name: hint for name, hint in get_type_hints(LaserArguments).items() if name not in RESERVED}
     written = {name: Annotated[hint, as_written] for name, hint in hints.items()}
-    kind = TypedDict("Training", written, total=False)  # type: ignore[operator]
+    kind = TypedDict("Training", written, total=False)  # type: ignore[misc]
     kind.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
     return Annotated[kind, BeforeValidator(_known_training)]
 

@@ -13,6 +13,7 @@ from bench.cells import forget_checkpoints
 from bench.methods import METHODS, Trial, TrialResult
 from bench.methods.frozen_recommenders import frozen_recommender
 from bench.methods.kept_weights import KeptWeights
+from bench.methods.trial_run import NothingKnown
 from bench.methods.tuned_training import TunedTraining
 from bench.methods.tuners import (
     TUNERS,
@@ -23,7 +24,6 @@ from bench.methods.tuners import (
     num_virtual_tokens,
     trained_weights,
 )
-from bench.methods.trial_run import NothingKnown
 
 from peft_bituning.base_models import BaseModel
 from peft_bituning.data import Interactions, LeaveOneOut

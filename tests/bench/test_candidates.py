@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import candidates
 import pytest
 
 from peft_bituning.data import Interactions
@@ -15,32 +16,18 @@ from peft_bituning.errors import ConfigurationError
 
 pytestmark = pytest.mark.timeout(900)  # the fixtures run candidates.py
 
-BENCHMARKS = Path(__file__).parents[3] / "examples" / "benchmarks"
-
-import candidates  # noqa: E402
-
 
 @pytest.fixture
-def command(tmp_path: Path, tiny_data: Interactions, tiny_base_folder: Path) -> list[str]:
+def command(tmp_path: Path, tiny_folder: str, tiny_base_folder: Path) -> list[str]:
     """Return the arguments of a run over the tiny data in a folder."""
-    data, items = tmp_path / "data", tiny_data.items
-    data.mkdir()
-    records = [{"item_id": item_id, "title": f"thing {row}"} for row, item_id in enumerate(items.item_ids)]
-    (data / "items.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    events = [
-        f"{user},{items.item_ids[item]},{order}"
-        for user, history in zip(tiny_data.user_ids, tiny_data.histories, strict=True)
-        for order, item in enumerate(history)
-    ]
-    (data / "interactions.csv").write_text("\n".join(["user_id,item_id,order", *events]) + "\n")
-    given = f"--dataset folder:{data} --model {tiny_base_folder} --output_dir {tmp_path / 'out'} --num_candidates 4"
+    given = f"--dataset {tiny_folder} --model {tiny_base_folder} --output_dir {tmp_path / 'out'} --num_candidates 4"
     budget = "--max_test_users 6 --max_validation_users 2 --max_samples_per_epoch 8 --recommender_epochs 1"
     return [*given.split(), *budget.split(), "--save_steps", "1", "--max_length", "400", "--disable_tqdm"]
 
 
 def test_a_kill_costs_little(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed within a cell, the same command goes on there; a third run has nothing to do."""
-    script = [sys.executable, str(BENCHMARKS / "candidates.py"), *command]
+    script = [sys.executable, candidates.__file__, *command]
     first = subprocess.Popen(script, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     out, deadline = tmp_path / "out", time.monotonic() + 200
     while not list(out.glob("cells/ilora/seed-0-*/checkpoints/step-*/complete.json")):
@@ -72,8 +59,7 @@ def test_a_kill_costs_little(command: list[str], tmp_path: Path, capsys: pytest.
 def test_what_decides_a_cell(command: list[str], tiny_data: Interactions) -> None:
     def folders(*changes: str) -> list[str]:
         options, arguments = candidates.parse([*command, *changes])
-        cells = [candidates.make_cell(each, 0, options, arguments, tiny_data) for each in ("ilora", "lora")]
-        return [cell.folder.name for cell in cells]
+        return [cell.folder.name for cell in candidates.make_cells(options, arguments, tiny_data)]
 
     first = folders()
     assert folders("--save_steps", "7", "--temperature", "0.1") == first
