@@ -97,7 +97,7 @@ def printed() -> Callable[..., str]:
 
 @pytest.fixture
 def make_trial(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> Callable[..., Trial]:
-    """Return a maker of trials over few users, `make_trial(method, folder, settings, **arguments)`; all share a folder."""
+    """Return a maker of trials over few users, all of which share a folder beside their own."""
 
     def make(method: str, folder: str = "", settings: Any = None, **changes: Any) -> Trial:
         arguments = LaserArguments(output_dir=str(tmp_path / (folder or method)), **{**TRAINING, **changes})

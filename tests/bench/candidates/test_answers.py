@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench.candidates import Answer, AnswerReport, CandidatePrompts, TitleAnswers, read_answer
+from bench.candidates import AnswerReport, CandidatePrompts, TitleAnswers
+from bench.candidates.answers import Answer, read_answer
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_bituning import ILoRAConfig
@@ -42,11 +43,11 @@ def make_task(
             make_prompts("titles"),
             split,
             make_arguments(**changes),
-            known if method == "ilora" else None,
-            4,
             0,
-            EOS,
             torch.device("cpu"),
+            eos_token_id=EOS,
+            num_candidates=4,
+            recommender=known if method == "ilora" else None,
         )
 
     return make

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from bench.candidates import CandidatePrompts, CandidateTraining, KeptEpoch, TitleAnswers
+from bench.candidates import CandidatePrompts, CandidateTraining, TitleAnswers
+from bench.candidates.candidate_training import KeptEpoch
 from peft import LoraConfig, get_peft_model
 
 from peft_bituning.base_models import BaseModel
@@ -31,7 +32,8 @@ def make_training(
         config = LoraConfig(r=2, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(make_base().model, config)
         accelerator = Accelerator()
-        task = TitleAnswers(model, make_prompts("titles"), split, arguments, None, 4, 0, 2, accelerator.device)
+        prompts = make_prompts("titles")
+        task = TitleAnswers(model, prompts, split, arguments, 0, accelerator.device, eos_token_id=2, num_candidates=4)
         values = iter(metrics or [0.0] * 9)
         task.validate = lambda description: (next(values), {"said": description})  # type: ignore[method-assign]
         store = CheckpointStore(tmp_path / folder, 1)

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from bench.candidates import LETTERS, CandidatePrompts, normalised
+from bench.candidates import LETTERS, CandidatePrompts
+from bench.candidates.prompts import normalised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

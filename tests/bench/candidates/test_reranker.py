@@ -6,15 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench.candidates import (
-    CandidatePrompts,
-    CandidateSet,
-    LetterModel,
-    Reranker,
-    Retriever,
-    letter_tokens,
-    reranked_scores,
-)
+from bench.candidates import CandidatePrompts, LetterModel, Reranker, Retriever, letter_tokens
+from bench.candidates.reranker import reranked_scores
+from bench.candidates.sets import CandidateSet
 from bench.pooling import PooledModel
 from torch import Tensor, nn
 
@@ -60,7 +54,8 @@ def make_reranker(
         prompts = make_prompts()
         model = model or LetterModel(PooledModel(make_base().model), letter_tokens(prompts, 4))
         retriever = retriever or make_retriever(4)
-        return Reranker(model, prompts, retriever, split, make_arguments(**changes), 0, torch.device("cpu"), trained_on)
+        common = (prompts, split, make_arguments(**changes), 0, torch.device("cpu"))
+        return Reranker(model, *common, retriever=retriever, trained_on=trained_on)
 
     return make
 

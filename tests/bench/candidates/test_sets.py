@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench.candidates import CandidateSet, Retriever, draw_candidates
+from bench.candidates import Retriever
+from bench.candidates.sets import CandidateSet, draw_candidates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

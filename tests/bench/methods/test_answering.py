@@ -1,44 +1,19 @@
 """LoRA and iLoRA by the protocol of random candidates."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from bench.methods import Trial
 from bench.methods.answering import run_answers
 
 from peft_bituning.base_models import BaseModel
-from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import ConfigurationError
-from peft_bituning.training import LaserArguments
-
-
-@pytest.fixture
-def make_trial(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> Callable[..., Trial]:
-    """Return a maker of trials over few users; all share a folder."""
-
-    def make(method: str, **settings: Any) -> Trial:
-        arguments = LaserArguments(
-            output_dir=str(tmp_path / method),
-            stage1_epochs=1,
-            stage2_epochs=0,
-            max_samples_per_epoch=4,
-            max_validation_users=2,
-            per_device_train_batch_size=4,
-            recommender="sasrec",
-            recommender_epochs=1,
-            disable_tqdm=True,
-        )
-        split, cpu = LeaveOneOut(few.histories), torch.device("cpu")
-        return Trial(method, settings, few, split, tiny_base, arguments, tmp_path / "shared", cpu)
-
-    return make
 
 
 def test_both_methods_answer_the_same_questions(make_trial: Callable[..., Trial]) -> None:
-    results = {method: run_answers(make_trial(method), 4, max_test_users=5) for method in ("ilora", "lora")}
+    short = {"stage1_epochs": 1, "stage2_epochs": 0, "max_samples_per_epoch": 4, "max_validation_users": 2}
+    trials = [make_trial(method, **short, per_device_train_batch_size=4) for method in ("ilora", "lora")]
+    results = {trial.method: run_answers(trial, 4, max_test_users=5) for trial in trials}
     for method, result in results.items():
         assert [answer.user for answer in result.report.answers] == [0, 1, 2, 3, 4]
         assert result.report.metrics()["users"] == 5 and result.valid["users"] == 2

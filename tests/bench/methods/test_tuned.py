@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from bench.cells import forget_checkpoints
-from bench.methods import METHODS, Trial, TrialResult
+from bench.methods import METHODS, KeptWeights, Trial, TrialResult
 from bench.methods.frozen_recommenders import frozen_recommender
-from bench.methods.kept_weights import KeptWeights
 from bench.methods.trial_run import NothingKnown
 from bench.methods.tuned_training import TunedTraining
 from bench.methods.tuners import (
@@ -30,7 +28,6 @@ from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError, ConfigurationError
 from peft_bituning.metrics import target_ranks
 from peft_bituning.recommenders import ItemKNN
-from peft_bituning.training import LaserArguments
 from peft_bituning.training.inputs import make_prompts_beside, read_template
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -62,33 +59,12 @@ FIRST_UPDATE = [3, 1, 5, 7, 8, 9, 6]  # targets of the first update, the same fo
 
 
 @pytest.fixture
-def make_trial(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> Callable[..., Trial]:
-    """Return a maker of trials over few users; all share a folder."""
+def make_trial(make_trial: Callable[..., Trial]) -> Callable[..., Trial]:
+    """Return the maker of trials, with the small settings of each method and a user's rows anywhere."""
 
     def make(method: str, folder: str = "", settings: Any = None, **changes: Any) -> Trial:
-        arguments: dict[str, Any] = {
-            "stage1_epochs": 2,
-            "stage2_epochs": 1,
-            "cuts": "every_cut",
-            "max_samples_per_epoch": 16,
-            "group_cuts": False,
-            "learning_rate": 5e-3,
-            "recommender": "sasrec",
-            "recommender_epochs": 2,
-            "disable_tqdm": True,
-            "save_steps": 1,
-        }
-        output = tmp_path / (folder or method)
-        return Trial(
-            method,
-            SMALL.get(method, {}) if settings is None else settings,
-            few,
-            LeaveOneOut(few.histories),
-            tiny_base,
-            LaserArguments(output_dir=str(output), **{**arguments, **changes}),
-            tmp_path / "shared",
-            torch.device("cpu"),
-        )
+        settings = SMALL.get(method, {}) if settings is None else settings
+        return make_trial(method, folder, settings, **{"group_cuts": False, **changes})
 
     return make
 
