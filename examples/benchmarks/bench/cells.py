@@ -111,9 +111,14 @@ class Cell:
 
 def place_cell(output_dir: str | Path, method: str, seed: int, identity: Values) -> Cell:
     """Name a cell of a folder by the sha256 of what decides its result; the packages' versions are added to it."""
-    text = json.dumps({**identity, "versions": {name: version(name) for name in PACKAGES}}, sort_keys=True)
-    name = f"seed-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return Cell(method, seed, json.loads(text), Path(output_dir) / "cells" / method / name)
+    identity = {**identity, "versions": {name: version(name) for name in PACKAGES}}
+    folder = Path(output_dir) / "cells" / method / f"seed-{seed}-{digest(identity, 8)}"
+    return Cell(method, seed, json.loads(json.dumps(identity)), folder)
+
+
+def digest(values: Any, length: int = 12) -> str:
+    """Return the first digits of the sha256 (hex) over JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def deciding(arguments: LaserArguments, names: tuple[str, ...]) -> Values:

@@ -62,11 +62,6 @@ class AnswerReport:
         """Return the answers as JSON values."""
         return [asdict(each) for each in self.answers]
 
-    @classmethod
-    def from_list(cls, values: Sequence[dict[str, Any]]) -> "AnswerReport":
-        """Build the report from what `to_list` returned."""
-        return cls(tuple(Answer(**each) for each in values))
-
 
 def read_answer(text: str, names: Sequence[str], items: Sequence[int]) -> tuple[str, int | None]:
     """Find the candidate that a text names.

@@ -1,7 +1,6 @@
 """The frozen recommender that a trial's language model reads: over ids, over texts, or counted."""
 
 import gc
-import hashlib
 import json
 import shutil
 import time
@@ -29,6 +28,7 @@ from peft_bituning.training.arguments import RECOMMENDERS
 from peft_bituning.training.frozen import provide_recommender
 from peft_bituning.training.results import data_hash, write_whole
 
+from ..cells import digest
 from ..rivals import FDSA, ZESRec
 from .trial import Trial
 
@@ -71,7 +71,7 @@ def frozen_recommender(
         origin.append(trial.drawn)
     if kind in OVER_TEXTS:
         origin += _names(trial.load_base())  # let go of at once: the states are made from one of their own
-    folder = trial.shared / f"{kind}-{_digest(origin)}"
+    folder = trial.shared / f"{kind}-{digest(origin)}"
     seconds_file = folder.with_suffix(".json")
     if not seconds_file.is_file():
         shutil.rmtree(folder, ignore_errors=True)  # trained, but killed before its seconds were written
@@ -130,7 +130,7 @@ def text_states(trial: Trial, num_layers: int, pooling: str) -> ItemStates:
     """
     base = trial.load_base()
     base.model.to(trial.device)  # type: ignore[arg-type]
-    name = _digest([*_names(base), data_hash(trial.data), num_layers, pooling])
+    name = digest([*_names(base), data_hash(trial.data), num_layers, pooling])
     with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
         states = cache_item_states(
             base,
@@ -155,7 +155,3 @@ def _from_counts(trial: Trial) -> IDRecommender:
     # over training events alone: what reads it chooses its epoch on the validation events
     counted = ItemKNN(trial.num_items).fit(trial.split.train_sequences)
     return Precomputed(counted.item_vectors(min(VECTOR_WIDTH, trial.num_items)))
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,7 +1,5 @@
 """One method, one seed, one split: what goes into a cell of a comparison, and what comes out."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ from peft_bituning.evaluation import RankingReport
 from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.stage_result import Weights
 from peft_bituning.training.tables import weights_hash
+
+from ..cells import digest
 
 ReportT = TypeVar("ReportT")
 _USERS, _ITEMS = "users.", "items."
@@ -74,7 +74,7 @@ class Trial:
     def drawn(self) -> str | None:
         """A hash of the users that are trained on; None where that is all of them."""
         users = self.split.training_users
-        return None if users is None else hashlib.sha256(json.dumps(sorted(users)).encode()).hexdigest()[:12]
+        return None if users is None else digest(sorted(users))
 
     @property
     def folder(self) -> Path:
