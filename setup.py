@@ -9,8 +9,10 @@ HERE = Path(__file__).parent
 SENTENCE_TRANSFORMERS = "sentence-transformers>=6.2,<6.3"
 FAISS = "faiss-cpu>=1.15.1,<1.16"
 QUICKSTART = ["gguf", "matplotlib"]
+PYDANTIC = "pydantic>=2,<3"
 TEST = [
     *QUICKSTART,
+    PYDANTIC,
     SENTENCE_TRANSFORMERS,
     FAISS,
     "bitsandbytes>=0.50,<0.51",
@@ -51,6 +53,7 @@ setup(
         "quickstart": QUICKSTART,
         "sentence-transformers": [SENTENCE_TRANSFORMERS],
         "faiss": [FAISS],
+        "bench": [PYDANTIC, "matplotlib"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -9,13 +9,13 @@ row. A vector that is no word can turn into an attention sink, and a batch's gra
 import argparse
 
 import torch
-from peft import get_peft_model
 
 from peft_bituning import BiTuningConfig
+from peft_bituning.assembly import assemble
 from peft_bituning.base_models import load_base_model
-from peft_bituning.catalog import HistoryEncoder, ItemTable
-from peft_bituning.data import PRESETS, Interactions, LeaveOneOut, PromptEncoder, load_interactions
-from peft_bituning.data.collator import HistoryCollator
+from peft_bituning.catalog import ItemTable
+from peft_bituning.catalog.history_settings import HistorySettings
+from peft_bituning.data import Interactions, LeaveOneOut, load_interactions
 from peft_bituning.losses import catalog_contrastive_loss
 from peft_bituning.tuners.rows.backbone import embeddings_of
 
@@ -43,11 +43,9 @@ def row_gradients(start: str, data: Interactions, arguments: argparse.Namespace)
         prefix_token_ids=ids if start == "words" else None,
         suffix_token_id=newline if start == "words" else None,
     )
-    model = get_peft_model(base.model, config)
-    prompts = PromptEncoder(PRESETS["no_instruction"], base.tokenizer, data.items, max_items=1)
-    encoder = HistoryEncoder(model, HistoryCollator(prompts, 0, 1), None, torch.device("cpu"))
+    encoder = assemble(base, config, data.items, template="no_instruction", settings=HistorySettings(max_history=1))
     table = ItemTable.from_embeddings(encoder.encode_items(arguments.items)).embeddings
-    prefix = next(value for name, value in model.named_parameters() if value.requires_grad and "prefix" in name)
+    prefix = next(value for name, value in encoder.model.named_parameters() if value.requires_grad and "prefix" in name)
     samples = LeaveOneOut(data.histories).training_samples("every_cut", arguments.seed)
     norms = []
     for sample in [each for each in samples if each.target < arguments.items][: arguments.rows]:

@@ -15,21 +15,13 @@ _CELLS = 4_000_000  # draws held at once
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean difference between two methods over the same users.
+    """The mean difference between two methods over the same users."""
 
-    Args:
-        difference: its mean.
-        low: lower end of the 95 % interval.
-        high: upper end of the 95 % interval.
-        p: two-sided, from resamples on the other side of zero; never below `2 / (R + 1)`.
-        resamples: R.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    resamples: int
+    difference: float  # its mean
+    low: float  # lower end of the 95 % interval
+    high: float  # upper end of the 95 % interval
+    p: float  # two-sided, from resamples on the other side of zero; never below `2 / (R + 1)`
+    resamples: int  # R
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON can hold them."""

@@ -1,10 +1,11 @@
-"""Any other way to tune a language model under the interface of a Bi-Tuning model, to be compared with it.
+"""Any other way to tune a language model as an `EmbeddingModel`, to be compared with Bi-Tuning.
 
 It registers nothing with PEFT and stands around models of any method, so it is no room of its own.
 """
 
 from typing import Any, cast
 
+import torch
 from peft import PeftModel, PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from peft_bituning.errors import ConfigurationError, UnsupportedModelError
 from peft_bituning.tuners.rows.backbone import embed_text, find_backbone, token_width
 from peft_bituning.tuners.rows.center import EmbeddingCenter
+from peft_bituning.tuners.rows.embedding_model import Weights
 from peft_bituning.tuners.rows.outputs import BiTuningOutput
 from peft_bituning.tuners.rows.packed_batch import PackedBatch
 
@@ -40,6 +42,8 @@ class PooledModel(nn.Module):
 
     # As in `BiTuningModel`: what all rows share runs once; False runs every row whole.
     share_start = True
+    needs_collaborative = False
+    aux_loss_coef = 0.0
 
     def __init__(
         self, model: PeftModel | PreTrainedModel, pooling: str = "last", center_embeddings: bool = False
@@ -60,6 +64,29 @@ class PooledModel(nn.Module):
     def language_model(self) -> PreTrainedModel:
         """The language model, LoRA's layers in it where there are any."""
         return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """P, the tokens of the prompt."""
+        config = self.model.active_peft_config if isinstance(self.model, PeftModel) else None
+        return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+
+    def weights_out(self) -> Weights:
+        """Copy the weights that require gradients to the CPU, by their names, with the center.
+
+        PEFT's own files hold what P-tuning's encoder computes and not the encoder; full fine-tuning has no adapter.
+        """
+        trained: dict[str, Tensor] = {name: each for name, each in self.named_parameters() if each.requires_grad}
+        if self.embedding_center is not None:
+            trained["embedding_center.weight"] = self.embedding_center.weight
+        return {name: value.detach().cpu().clone() for name, value in trained.items()}
+
+    def weights_in(self, weights: Weights) -> None:
+        """Put back what `weights_out` copied from a model of the same kind."""
+        known: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        with torch.no_grad():
+            for name, value in weights.items():
+                known[name].copy_(value)
 
     def forward(
         self,
@@ -84,8 +111,7 @@ class PooledModel(nn.Module):
             The output: `last_hidden_state` [B, T, D] in the caller's layout and `pooler_output` [B, D].
 
         Raises:
-            InputError: inputs that are missing or do not fit each other.
-            ContextLengthError: virtual tokens and text longer than the model's context.
+            InputError: inputs that are missing or do not fit each other; `ContextLengthError` where they are too long.
         """
         model = self.language_model
         tokens, mask = embed_text(model, input_ids, attention_mask, inputs_embeds)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bench.candidates import LETTERS, TITLES, CandidatePrompts, Retriever
+from bench.plan import DEFAULTS
 from tokenizers import decoders
 from torch import Tensor
 
@@ -94,6 +95,6 @@ def make_arguments(tmp_path: Path) -> Callable[..., LaserArguments]:
             "logging_steps": 1,
             "disable_tqdm": True,
         }
-        return LaserArguments(**{**settings, **changes})
+        return LaserArguments(**{**DEFAULTS, **settings, **changes})
 
     return make

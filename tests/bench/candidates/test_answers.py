@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench.candidates import Answer, AnswerReport, CandidatePrompts, TitleAnswers, read_answer
+from bench.candidates import AnswerReport, CandidatePrompts, TitleAnswers
+from bench.candidates.answers import Answer, read_answer
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_bituning import ILoRAConfig
@@ -42,11 +43,11 @@ def make_task(
             make_prompts("titles"),
             split,
             make_arguments(**changes),
-            known if method == "ilora" else None,
-            4,
             0,
-            EOS,
             torch.device("cpu"),
+            eos_token_id=EOS,
+            num_candidates=4,
+            recommender=known if method == "ilora" else None,
         )
 
     return make
@@ -132,7 +133,7 @@ def test_the_counts() -> None:
         "hit_ratio@1_x_valid_ratio": 3 / 8 * 5 / 8,
     }
     assert metrics["hit_ratio@1_of_valid"] * metrics["valid_ratio"] == pytest.approx(metrics["hit_ratio@1"])
-    assert AnswerReport.from_list(report.to_list()) == report
+    assert report.to_list()[3] == {"user": 3, "text": "", "chosen": 3, "target": 7}
     assert AnswerReport((Answer(0, "", None, 7),)).metrics()["hit_ratio@1_of_valid"] == 0.0
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from bench.candidates import CandidatePrompts, CandidateTraining, KeptEpoch, TitleAnswers
+from bench.candidates import CandidatePrompts, CandidateTraining, TitleAnswers
+from bench.candidates.candidate_training import KeptEpoch, TaskRows
 from peft import LoraConfig, get_peft_model
 
 from peft_bituning.base_models import BaseModel
@@ -31,11 +32,12 @@ def make_training(
         config = LoraConfig(r=2, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(make_base().model, config)
         accelerator = Accelerator()
-        task = TitleAnswers(model, make_prompts("titles"), split, arguments, None, 4, 0, 2, accelerator.device)
+        prompts = make_prompts("titles")
+        task = TitleAnswers(model, prompts, split, arguments, 0, accelerator.device, eos_token_id=2, num_candidates=4)
         values = iter(metrics or [0.0] * 9)
         task.validate = lambda description: (next(values), {"said": description})  # type: ignore[method-assign]
         store = CheckpointStore(tmp_path / folder, 1)
-        return CandidateTraining(accelerator, model, task, arguments, store, {"who": "test"})
+        return CandidateTraining(accelerator, task, arguments, store, {"who": "test"})
 
     return make
 
@@ -78,8 +80,7 @@ def test_passes_make_no_difference(make_training: Callable[..., CandidateTrainin
         ("tokens", {"per_device_train_batch_size": 3, "max_tokens_per_pass": 200}),
     ):
         other = make_training(name, dropout=0.0, stage2_epochs=0, **changes)
-        lengths = [other.task.length(row) for row in other.task.rows(0)]
-        assert len(other._passes(lengths, [0, 1, 2])) > 1
+        assert len(other._start_update()._passes(TaskRows(other.task, 0), [0, 1, 2])[0]) > 1
         other.run()
         assert losses(other) == pytest.approx(losses(one), rel=1e-4)
 
@@ -128,5 +129,5 @@ def test_a_loss_that_is_not_finite(make_training: Callable[..., CandidateTrainin
     training = make_training()
     with torch.no_grad():
         next(iter(training.trained.values())).fill_(float("inf"))
-    with pytest.raises(NonFiniteLossError, match="training stopped at epoch 1, update 1: the loss is nan"):
+    with pytest.raises(NonFiniteLossError, match="training stopped at epoch 1, update 1: loss nan"):
         training.run()

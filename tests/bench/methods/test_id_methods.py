@@ -4,42 +4,23 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from bench.methods import METHODS, Trial, frozen_recommenders
 from bench.methods.frozen_recommenders import text_vectors
-from bench.methods.id_methods import TEXT_WEIGHTS, known_sequences
+from bench.methods.id_methods import TEXT_WEIGHTS
 from bench.rivals.score_sum import ScoreSum
 from bench.rivals.text_similarity import TextSimilarity
 
 from peft_bituning.base_models import BaseModel
-from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.evaluation import evaluate_ranking, history_scorer
 from peft_bituning.recommenders import FitReport, ItemKNN, Popularity, fit_recommender, load_recommender
 from peft_bituning.ssna import fit as ssna_fit
-from peft_bituning.training import LaserArguments
 
 SHORT = {"fit": {"epochs": 1}}
-
-
-@pytest.fixture
-def make_trial(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> Callable[..., Trial]:
-    """Return a maker of trials over few users; all share a folder."""
-
-    def make(method: str, seed: int = 0, **settings: Any) -> Trial:
-        arguments = LaserArguments(
-            output_dir=str(tmp_path / method), seed=seed, recommender_epochs=2, disable_tqdm=True
-        )
-        split = LeaveOneOut(few.histories)
-        shared = tmp_path / "shared"
-        return Trial(method, settings, few, split, tiny_base, arguments, shared, torch.device("cpu"))
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -58,7 +39,7 @@ def make_trial(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: 
 def test_every_method_ranks_every_test_user(
     method: str, settings: dict[str, Any], make_trial: Callable[..., Trial]
 ) -> None:
-    trial = make_trial(method, **settings)
+    trial = make_trial(method, settings=settings)
     result = METHODS[method].run(trial)
     ranks = result.report.ranks_unfiltered
     assert ranks.shape == (13,) and (ranks >= 1).all() and (ranks <= 10).all()
@@ -72,7 +53,7 @@ def test_every_method_ranks_every_test_user(
 def test_counting_sees_the_validation_item(make_trial: Callable[..., Trial]) -> None:
     trial = make_trial("popularity")
     known = [history[:-1] for history in trial.data.histories]
-    assert [tuple(sequence) for sequence in known_sequences(trial)] == known
+    assert [tuple(sequence) for sequence in trial.split.known_sequences] == known
     for method, model in (("popularity", Popularity(10)), ("item-knn", ItemKNN(10))):
         expected = evaluate_ranking(history_scorer(model.fit(known)), trial.split.samples("test"))
         found = METHODS[method].run(make_trial(method)).report
@@ -83,7 +64,8 @@ def test_the_weight_of_the_text_is_chosen_on_validation(make_trial: Callable[...
     """By what the counts of the training events alone reach there; the test users are ranked by all that is known."""
     trial = make_trial("item-knn+text")
     reached = {
-        weight: METHODS[trial.method].run(make_trial(trial.method, text_weight=weight)) for weight in TEXT_WEIGHTS
+        weight: METHODS[trial.method].run(make_trial(trial.method, settings={"text_weight": weight}))
+        for weight in TEXT_WEIGHTS
     }
     ndcg = {weight: result.valid["unfiltered"]["ndcg@10"] for weight, result in reached.items()}
     assert len(set(ndcg.values())) > 1
@@ -118,9 +100,9 @@ def test_trials_of_one_seed_share_the_recommender(make_trial: Callable[..., Tria
 
 def test_unknown_settings_are_refused(make_trial: Callable[..., Trial]) -> None:
     with pytest.raises(ConfigurationError, match=r"settings of item-knn must be among neighbors, decay, got k"):
-        METHODS["item-knn"].run(make_trial("item-knn", k=3))
+        METHODS["item-knn"].run(make_trial("item-knn", settings={"k": 3}))
     with pytest.raises(ConfigurationError, match=r"settings of popularity must be among \(none\), got k"):
-        METHODS["popularity"].run(make_trial("popularity", k=3))
+        METHODS["popularity"].run(make_trial("popularity", settings={"k": 3}))
 
 
 @pytest.mark.parametrize("method", ["zesrec", "fdsa", "ssna"])
@@ -129,7 +111,7 @@ def test_the_language_model_is_let_go_of_before_training(
 ) -> None:
     loaded: list[weakref.ref[Any]] = []
     trainings: list[int] = []
-    trial = make_trial(method, **SHORT)
+    trial = make_trial(method, settings=SHORT)
 
     def load() -> BaseModel:
         base = trial.load_base()
@@ -157,10 +139,10 @@ def test_ssna_is_trained_as_its_own_defaults_say(
         return fit_recommender(*args, **settings)
 
     monkeypatch.setattr(ssna_fit, "fit_recommender", spy)
-    METHODS["ssna"].run(make_trial("ssna", fit={"epochs": 2}))
+    METHODS["ssna"].run(make_trial("ssna", settings={"fit": {"epochs": 2}}))
     (states,) = (make_trial("ssna").shared).glob("states-*/states.safetensors")
     stamp = states.stat().st_mtime_ns
-    METHODS["ssna"].run(make_trial("ssna", seed=1, fit={"epochs": 1}))  # another seed reads the same states
+    METHODS["ssna"].run(make_trial("ssna", settings=SHORT, seed=1))  # another seed reads the same states
     assert states.stat().st_mtime_ns == stamp
     expected = {**ssna_fit.default_ssna_arguments(), "epochs": 2, "seed": 0}
     assert {name: seen[0][name] for name in expected} == expected

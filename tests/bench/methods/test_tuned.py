@@ -2,35 +2,31 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from bench.methods import METHODS, Trial, TrialResult, forget_checkpoints
+from bench.cells import forget_checkpoints
+from bench.methods import METHODS, KeptWeights, Trial, TrialResult
 from bench.methods.frozen_recommenders import frozen_recommender
-from bench.methods.kept_weights import KeptWeights
-from bench.methods.tuned import (
+from bench.methods.trial_run import NothingKnown
+from bench.methods.tuned_training import TunedTraining
+from bench.methods.tuners import (
     TUNERS,
-    TunedTraining,
     build_tuned,
-    load_trained,
     merge_lora,
     num_trainable,
-    num_virtual_tokens,
-    trained_weights,
 )
-from bench.methods.tuned_methods import NothingKnown
 
+from peft_bituning.assembly import assemble
 from peft_bituning.base_models import BaseModel
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError, ConfigurationError
 from peft_bituning.metrics import target_ranks
 from peft_bituning.recommenders import ItemKNN
-from peft_bituning.training import LaserArguments
-from peft_bituning.training.inputs import make_prompts_beside, read_template
+from peft_bituning.training.update import Update
 
 SMALL: dict[str, dict[str, Any]] = {
     "laser": {
@@ -61,51 +57,28 @@ FIRST_UPDATE = [3, 1, 5, 7, 8, 9, 6]  # targets of the first update, the same fo
 
 
 @pytest.fixture
-def make_trial(few: Interactions, tiny_base: Callable[[], BaseModel], tmp_path: Path) -> Callable[..., Trial]:
-    """Return a maker of trials over few users; all share a folder."""
+def make_trial(make_trial: Callable[..., Trial]) -> Callable[..., Trial]:
+    """Return the maker of trials, with the small settings of each method."""
 
     def make(method: str, folder: str = "", settings: Any = None, **changes: Any) -> Trial:
-        arguments: dict[str, Any] = {
-            "stage1_epochs": 2,
-            "stage2_epochs": 1,
-            "cuts": "every_cut",
-            "max_samples_per_epoch": 16,
-            "group_cuts": False,
-            "learning_rate": 5e-3,
-            "recommender": "sasrec",
-            "recommender_epochs": 2,
-            "disable_tqdm": True,
-            "save_steps": 1,
-        }
-        output = tmp_path / (folder or method)
-        return Trial(
-            method,
-            SMALL.get(method, {}) if settings is None else settings,
-            few,
-            LeaveOneOut(few.histories),
-            tiny_base,
-            LaserArguments(output_dir=str(output), **{**arguments, **changes}),
-            tmp_path / "shared",
-            torch.device("cpu"),
-        )
+        settings = SMALL.get(method, {}) if settings is None else settings
+        return make_trial(method, folder, settings, **changes)
 
     return make
 
 
 @pytest.fixture
 def losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Return what training saw: the rows and the loss of every update, as the loop ran them."""
-    from peft_bituning.training.loop import UpdateLoop
-
+    """Return what training saw: the rows and the loss of every update."""
     seen: list[dict[str, Any]] = []
-    run = UpdateLoop.run
+    run = Update.run
 
-    def spy(self: UpdateLoop, samples: Any, rows: Any, table: Any, where: str) -> dict[str, Any]:
-        values = run(self, samples, rows, table, where)
-        seen.append({"rows": [samples[row] for row in rows], "loss": values["loss"]})
+    def spy(self: Update, epoch: Any, rows: Any, where: str) -> dict[str, Any]:
+        values = run(self, epoch, rows, where)
+        seen.append({"rows": [epoch.samples[row] for row in rows], "loss": values["loss"]})
         return values
 
-    monkeypatch.setattr(UpdateLoop, "run", spy)
+    monkeypatch.setattr(Update, "run", spy)
     return seen
 
 
@@ -169,26 +142,20 @@ def test_weights_go_out_and_in(make_trial: Callable[..., Trial], tiny_base: Call
     """P-tuning's encoder too, which PEFT's own files leave out."""
     arguments = make_trial("p-tuning").arguments
     first = build_tuned("p-tuning", tiny_base(), SMALL["p-tuning"], None, arguments)
-    weights = trained_weights(first)
+    weights = first.weights_out()
     assert len(weights) == 7 and sum(value.numel() for value in weights.values()) == num_trainable(first)
     second = build_tuned("p-tuning", tiny_base(), SMALL["p-tuning"], None, replace(arguments, seed=1))
     ids = torch.arange(3, 9)[None]
     assert not torch.allclose(second(ids)["pooler_output"], first(ids)["pooler_output"])
-    TunedTraining.set_weights(_holder(second), weights)
+    second.weights_in(weights)
     torch.testing.assert_close(second(ids)["pooler_output"], first(ids)["pooler_output"])
-
-
-def _holder(model: torch.nn.Module) -> TunedTraining:
-    training = object.__new__(TunedTraining)
-    training.model = model  # type: ignore[assignment]
-    return training
 
 
 def test_virtual_tokens(tiny_base: Callable[[], BaseModel], make_trial: Callable[..., Trial]) -> None:
     arguments = make_trial("lora").arguments
     for method, number in (("lora", 0), ("full", 0), ("prompt-tuning", 2), ("p-tuning", 2), ("bituning-static", 2)):
         model = build_tuned(method, tiny_base(), SMALL.get(method, {}), None, arguments)
-        assert num_virtual_tokens(model) == number
+        assert model.num_virtual_tokens == number
 
 
 def test_a_prompt_starts_where_a_prefix_does(
@@ -217,26 +184,28 @@ def test_refusals(tiny_base: Callable[[], BaseModel], make_trial: Callable[..., 
     base.model.to(torch.bfloat16)
     with pytest.raises(ConfigurationError, match="must be in float32 for full fine-tuning, got torch.bfloat16"):
         build_tuned("full", base, {}, None, arguments)
-    with pytest.raises(ConfigurationError, match="recommender must name one for ilora, .* got 'none'"):
-        METHODS["ilora"].run(make_trial("ilora", recommender="none"))
+    with pytest.raises(ConfigurationError, match="id_recommender must name one for ilora, .* got 'none'"):
+        METHODS["ilora"].run(make_trial("ilora", id_recommender="none"))
 
 
 @pytest.mark.parametrize(("kind", "model_type"), [("zesrec", "zesrec"), ("fdsa", "fdsa"), ("item-knn", "precomputed")])
 def test_other_frozen_recommenders(kind: str, model_type: str, make_trial: Callable[..., Trial]) -> None:
     """Trained once for all trials of a seed, and the states of the prefix are theirs."""
-    trial = make_trial("laser", recommender=kind, stage1_epochs=1, stage2_epochs=0)
+    trial = make_trial("laser", id_recommender=kind, stage1_epochs=1, stage2_epochs=0)
     details = METHODS["laser"].run(trial).details["frozen_recommender"]
     assert details["kind"] == model_type and details["seconds"] > 0
     (folder,) = trial.shared.glob(f"{kind}-*[!n]")
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    known, seconds = frozen_recommender(make_trial("laser", "again", recommender=kind), kind, Accelerator())
+    known, seconds = frozen_recommender(make_trial("laser", "again", id_recommender=kind), kind, Accelerator())
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp and seconds == details["seconds"]
     by_folder, no_seconds = frozen_recommender(trial, str(folder), Accelerator())
     assert by_folder.content_hash() == known.content_hash() and no_seconds is None
     if kind == "item-knn":
         vectors = ItemKNN(10).fit(trial.split.train_sequences).item_vectors(10)
         np.testing.assert_array_equal(known.item_weights.numpy(), vectors)
-    with pytest.raises(ConfigurationError, match="recommender must be bert4rec, .*item-knn, or the folder .*got 'gru'"):
+    with pytest.raises(
+        ConfigurationError, match="id_recommender must be bert4rec, .*item-knn, or the folder .*got 'gru'"
+    ):
         frozen_recommender(trial, "gru", Accelerator())
 
 
@@ -248,7 +217,7 @@ def test_a_merged_lora_computes_the_same(make_trial: Callable[..., Trial], tiny_
     adapted = build_tuned("lora", tiny_base(), {}, None, trial.arguments).eval()
     ids = torch.randint(0, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0))
     fresh = adapted(input_ids=ids)["pooler_output"]
-    load_trained(adapted, kept.users)
+    adapted.weights_in(kept.users)
     expected = adapted(input_ids=ids)["pooler_output"]
     found = merged.model.base_model(input_ids=ids).last_hidden_state[:, -1]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -299,11 +268,10 @@ def _encoded(trial: Trial, weights: dict[str, torch.Tensor], users: bool, normal
     base, arguments = trial.load_base(), trial.arguments
     width = 64
     model = build_tuned(trial.method, base, trial.settings, NothingKnown(width), arguments)
-    holder = _holder(model)
-    holder.set_weights(weights)
-    prompts = make_prompts_beside(
-        num_virtual_tokens(model), base, trial.data, read_template(arguments.template), arguments
-    )
+    model.weights_in(weights)
+    known = NothingKnown(width) if model.needs_collaborative else None
+    encoder = assemble(base, model, trial.data.items, known, arguments.template, arguments.history)
+    prompts = encoder.collator.prompts
     histories = [list(sample.history) for sample in trial.split.samples("test")]
     if not users:
         histories = [[item] for item in range(trial.num_items)]

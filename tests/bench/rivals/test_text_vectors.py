@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from bench.rivals.fdsa import FDSA
-from bench.rivals.text_vectors import checked_vectors, standardise
+from bench.rivals.text_similarity import TextSimilarity
+from bench.rivals.text_vectors import standardise
 from bench.rivals.zesrec import ZESRec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,9 +20,10 @@ SMALL = {"hidden_size": 8, "max_history_length": 6, "initializer_range": 0.3}
 models = pytest.mark.parametrize("model_class", [ZESRec, FDSA])
 
 
+@models
 @pytest.mark.parametrize("given", [VECTORS, VECTORS.numpy(), VECTORS.tolist(), VECTORS.double()])
-def test_vectors_may_come_in_any_form(given):
-    assert torch.equal(checked_vectors(given), VECTORS)
+def test_vectors_may_come_in_any_form(model_class, given):
+    assert torch.equal(model_class.from_vectors(given, **SMALL).text_vectors, VECTORS)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +32,13 @@ def test_vectors_may_come_in_any_form(given):
         (torch.zeros(3), r"must have shape \[items, width\], got \[3\]"),
         (torch.zeros(0, 3), r"got \[0, 3\]"),
         ([[1.0], ["x"]], r"must be an array \[items, width\] of real numbers"),
-        (np.array([[1.0, 2.0], [np.nan, 0.0], [np.inf, 0.0]]), r"in 2 of 3 rows, first in rows \[1, 2\]; encode these"),
+        (np.array([[1.0, 2.0], [np.nan, 0.0], [np.inf, 0.0]]), r"in 2 of 3 rows, first in rows \[1, 2\]; "),
     ],
 )
 def test_bad_vectors_are_named(given, message):
-    with pytest.raises(InputError, match=message):
-        checked_vectors(given)
+    for build in (ZESRec.from_vectors, TextSimilarity):
+        with pytest.raises(InputError, match=message):
+            build(given)
 
 
 @models

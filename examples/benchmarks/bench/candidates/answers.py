@@ -1,49 +1,38 @@
 """Answers written by a language model that is shown the candidates' titles, and their share that is right."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from peft_bituning.data.samples import LeaveOneOut, Sample
+from peft_bituning.data.samples import Sample
 from peft_bituning.recommenders import IDRecommender, pad_histories
-from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.stages import validation_samples
 
-from .candidate_prompts import CandidatePrompts, normalised
-from .candidate_sets import CandidateSet, draw_candidates
-from .row_batches import fill_rows, pad_rows, run_in_batches
+from .batches import fill_rows, pad_rows
+from .prompts import normalised
+from .sets import CandidateSet, draw_candidates
+from .task import CandidateTask
 
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was written for one user.
+    """What was written for one user."""
 
-    Args:
-        user: index of the user.
-        text: the first line that was written.
-        chosen: catalog index of the candidate that it names; None where it names none.
-        target: catalog index of the item that was next.
-    """
-
-    user: int
-    text: str
-    chosen: int | None
-    target: int
+    user: int  # index of the user
+    text: str  # the first line that was written
+    chosen: int | None  # catalog index of the candidate that it names; None where it names none
+    target: int  # catalog index of the item that was next
 
 
 @dataclass(frozen=True)
 class AnswerReport:
-    """The answers of all users, in their order.
-
-    Args:
-        answers: one a user.
-    """
+    """The answers of all users, in their order."""
 
     answers: tuple[Answer, ...]
 
@@ -73,11 +62,6 @@ class AnswerReport:
         """Return the answers as JSON values."""
         return [asdict(each) for each in self.answers]
 
-    @classmethod
-    def from_list(cls, values: Sequence[dict[str, Any]]) -> "AnswerReport":
-        """Build the report from what `to_list` returned."""
-        return cls(tuple(Answer(**each) for each in values))
-
 
 def read_answer(text: str, names: Sequence[str], items: Sequence[int]) -> tuple[str, int | None]:
     """Find the candidate that a text names.
@@ -95,63 +79,26 @@ def read_answer(text: str, names: Sequence[str], items: Sequence[int]) -> tuple[
     return line, next((item for item in items if names[item] == written), None)
 
 
-class TitleAnswers:
+@dataclass(eq=False)
+class TitleAnswers(CandidateTask):
     """The choice between a target and random unseen items, by writing its title; and the training for it.
 
     The loss is the language model's own, over the answer alone: the title's tokens and the one that ends it.
-
-    Args:
-        model: a PEFT model of task `CAUSAL_LM`, LoRA or iLoRA.
-        prompts: shows histories and candidates.
-        split: who is trained, validated and tested on what.
-        arguments: the run's settings; `per_device_eval_batch_size` is the prompts answered at once.
-        recommender: the frozen recommender that iLoRA's gate reads; None for LoRA.
-        num_candidates: candidates a prompt.
-        pad_token_id: fills shorter rows.
-        eos_token_id: ends an answer.
-        device: where the model is.
-        candidate_seed: decides the candidates of validation and test users, whatever the run's own seed is.
     """
 
-    def __init__(
-        self,
-        model: PeftModel,
-        prompts: CandidatePrompts,
-        split: LeaveOneOut,
-        arguments: LaserArguments,
-        recommender: IDRecommender | None,
-        num_candidates: int,
-        pad_token_id: int,
-        eos_token_id: int,
-        device: torch.device,
-        candidate_seed: int = 0,
-    ) -> None:
-        self.model = model
-        self.prompts = prompts
-        self.split = split
-        self.arguments = arguments
-        self.recommender = recommender
-        self.num_candidates = num_candidates
-        self.pad_token_id = pad_token_id
-        self.eos_token_id = eos_token_id
-        self.device = device
-        self.candidate_seed = candidate_seed
-        self._rows: tuple[int, list[CandidateSet]] | None = None
+    model: PeftModel  # of task `CAUSAL_LM`, LoRA or iLoRA
+    eos_token_id: int = field(kw_only=True)  # ends an answer
+    num_candidates: int = field(kw_only=True)  # in a prompt
+    recommender: IDRecommender | None = field(default=None, kw_only=True)  # what iLoRA's gate reads
+    candidate_seed: int = field(default=0, kw_only=True)  # decides those of validation and test users, for all seeds
 
     # ------------------------------------------------------------------ training
 
-    def rows(self, epoch: int) -> list[CandidateSet]:
-        """Return the training rows of an epoch: cuts of training histories, other candidates every epoch.
-
-        Args:
-            epoch: from 0.
-        """
+    def _epoch_rows(self, epoch: int) -> list[CandidateSet]:
+        """Take cuts of training histories, with other candidates every epoch."""
         arguments = self.arguments
-        if self._rows is None or self._rows[0] != epoch:
-            samples = self.split.training_samples(arguments.cuts, arguments.seed, epoch)  # type: ignore[arg-type]
-            samples = samples[: arguments.max_samples_per_epoch]
-            self._rows = (epoch, self.candidates(samples, f"{arguments.seed}/{epoch}"))
-        return self._rows[1]
+        samples = self.split.training_samples(arguments.cuts, arguments.seed, epoch)  # type: ignore[arg-type]
+        return self.candidates(samples[: arguments.max_samples_per_epoch], f"{arguments.seed}/{epoch}")
 
     def candidates(self, samples: Sequence[Sample], seed: str | None = None) -> list[CandidateSet]:
         """Draw candidates beside the targets of samples; by `candidate_seed` where no other is given."""
@@ -167,14 +114,11 @@ class TitleAnswers:
         return len(self.prompts.title(row.target)) + 1
 
     def training_inputs(self, rows: Sequence[CandidateSet]) -> dict[str, Tensor]:
-        """Make the model's inputs of a pass.
-
-        Args:
-            rows: B rows.
+        """Make the model's inputs of a pass over B rows.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [B, T], the labels -100 but at the answer, and for iLoRA
-            `collaborative_embeds` [B, N, C] and `collaborative_mask` [B, N].
+                `collaborative_embeds` [B, N, C] and `collaborative_mask` [B, N].
         """
         ids, labels = [], []
         for row in rows:
@@ -186,15 +130,7 @@ class TitleAnswers:
         return {**inputs, "labels": fill_rows(labels, IGNORED).to(self.device), **self._collaborative(rows)}
 
     def loss(self, model: nn.Module, rows: Sequence[CandidateSet]) -> Tensor:
-        """Sum the next-token losses of the answers.
-
-        Args:
-            model: the PEFT model as accelerate prepared it.
-            rows: B rows.
-
-        Returns:
-            A scalar.
-        """
+        """Sum the next-token losses of the answers of B rows; the model is as accelerate prepared it."""
         return model(**self.training_inputs(rows))["loss"] * sum(map(self.weight, rows))
 
     def validate(self, description: str) -> tuple[float, dict[str, Any]]:
@@ -207,17 +143,7 @@ class TitleAnswers:
 
     @torch.no_grad()
     def answer(self, sets: Sequence[CandidateSet], description: str = "answering") -> AnswerReport:
-        """Let the model write, greedily; every process must call it.
-
-        Args:
-            sets: one a user.
-            description: label of the progress bar.
-
-        Returns:
-            The answers, in the order of the sets.
-        """
-        was_training = self.model.training
-        self.model.eval()
+        """Let the model write, greedily, one answer per set and in their order."""
         prompts = [self.prompts.prompt(each.history, each.items) for each in sets]
 
         def run(numbers: list[int]) -> list[Answer]:
@@ -229,13 +155,7 @@ class TitleAnswers:
                 answers.append(Answer(each.user, line, chosen, each.target))
             return answers
 
-        try:
-            lengths = list(map(len, prompts))
-            progress = not self.arguments.disable_tqdm
-            size = self.arguments.per_device_eval_batch_size
-            return AnswerReport(tuple(run_in_batches(run, lengths, size, progress, description)))
-        finally:
-            self.model.train(was_training)
+        return AnswerReport(tuple(self._run(run, list(map(len, prompts)), description)))
 
     def _write(self, prompts: Sequence[Sequence[int]], rows: Sequence[CandidateSet]) -> list[str]:
         inputs = pad_rows(prompts, self.pad_token_id, self.device, left=True)

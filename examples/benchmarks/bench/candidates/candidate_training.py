@@ -1,34 +1,25 @@
 """Epochs of training on candidates: one loop for letters and for titles."""
 
-import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from tqdm.auto import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
-from peft_bituning.errors import CheckpointError, NonFiniteLossError
+from peft_bituning.errors import CheckpointError
 from peft_bituning.training.arguments import LaserArguments
-from peft_bituning.training.batches import plan_updates, share_of, split_by_tokens
 from peft_bituning.training.checkpoint import Checkpoint, CheckpointStore
-from peft_bituning.training.loop import AFTER_NON_FINITE
 from peft_bituning.training.resumable import ResumableTraining
-from peft_bituning.training.sharding import average_gradients
 from peft_bituning.training.stage_result import Weights
-from peft_bituning.training.state import RunningMeans
+from peft_bituning.training.update import PassLoss, Update
+from peft_bituning.training.update_plan import plan_updates
+from peft_bituning.tuners.rows.embedding_model import EmbeddingModel
 
-from .candidate_sets import CandidateSet
-from .candidate_task import CandidateTask
-
-logger = logging.getLogger(__name__)
+from .sets import CandidateSet
+from .task import CandidateTask
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,24 @@ class KeptEpoch:
     valid: dict[str, Any]
 
 
+class TaskRows:
+    """An epoch's rows of a task, as `EpochRows`."""
+
+    aux_loss_coef = 0.0
+    num_virtual_tokens = 0
+    users: Sequence[int] | None = None
+
+    def __init__(self, task: CandidateTask, epoch: int) -> None:
+        self.task = task
+        self.rows: list[CandidateSet] = task.rows(epoch)
+        self.lengths: Sequence[int] = [task.length(row) for row in self.rows]
+        self.weights: Sequence[int] = [task.weight(row) for row in self.rows]
+
+    def loss(self, model: EmbeddingModel, rows: Sequence[int], is_idle: bool) -> PassLoss:
+        """Run a pass with gradients; see `EpochRows.loss`."""
+        return PassLoss(self.task.loss(cast(nn.Module, model), [self.rows[row] for row in rows]))
+
+
 class CandidateTraining(ResumableTraining):
     """Trains whatever of a model requires gradients, and keeps the epoch that validates best.
 
@@ -53,8 +62,7 @@ class CandidateTraining(ResumableTraining):
 
     Args:
         accelerator: accelerate's device, precision and process handling.
-        model: the model, not yet prepared by accelerate.
-        task: what it is trained on.
+        task: what is trained on what.
         arguments: the run's settings.
         store: where checkpoints go.
         identity: JSON values that a resumed run must share.
@@ -63,26 +71,17 @@ class CandidateTraining(ResumableTraining):
     def __init__(
         self,
         accelerator: Accelerator,
-        model: nn.Module,
         task: CandidateTask,
         arguments: LaserArguments,
         store: CheckpointStore,
         identity: dict[str, Any],
     ) -> None:
-        super().__init__(accelerator, model, arguments, store, identity)
-        self.model = model
+        # of an embedding model, updates and checkpoints ask for no more than any module has
+        super().__init__(accelerator, cast(EmbeddingModel, task.model), arguments, store, identity)
         self.task = task
         self.epochs = arguments.stage1_epochs + arguments.stage2_epochs
         self.best: KeptEpoch | None = None
-        self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=arguments.learning_rate, weight_decay=arguments.weight_decay
-        )
-        self._optimizer = accelerator.prepare_optimizer(optimizer)
-        updates = self.epochs * -(-len(task.rows(0)) // self.rows_per_update)
-        self._scheduler = get_cosine_schedule_with_warmup(
-            self._optimizer, int(arguments.warmup_ratio * updates), updates
-        )
+        self.trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
     def run(self) -> KeptEpoch:
         """Train, from the checkpoint that `read_checkpoint` found, if any; the model ends with the weights kept.
@@ -93,14 +92,8 @@ class CandidateTraining(ResumableTraining):
         Raises:
             NonFiniteLossError: training met a loss that is not finite.
         """
-        self._started = time.perf_counter()
-        state = self.state
-        if self._saved is None:
-            set_seed(self.arguments.seed, device_specific=True)
-        else:
-            self._restore(self._saved)
-            self._saved, state = None, self.state
-        while state.epoch < self.epochs and state.epoch - state.best_epoch < self.arguments.early_stopping_patience:
+        self._begin()
+        while self._goes_on(self.epochs):
             self._run_epoch()
             self._save()
         if self.best is None:
@@ -115,110 +108,23 @@ class CandidateTraining(ResumableTraining):
                 self.trained[name].copy_(value)
 
     def _run_epoch(self) -> None:
-        state, arguments = self.state, self.arguments
         started = time.perf_counter()
-        rows = self.task.rows(state.epoch)
-        lengths = [self.task.length(row) for row in rows]
-        updates = plan_updates(lengths, self.rows_per_update, arguments.seed, state.epoch)
-        self.model.train()
-        with tqdm(
-            total=len(updates),
-            initial=state.update,
-            desc=f"epoch {state.epoch + 1}",
-            unit="update",
-            disable=not self._progress,
-            leave=False,
-        ) as bar:
-            while state.update < len(updates):
-                values = self._update(rows, lengths, updates[state.update])
-                state.update += 1
-                state.global_step += 1
-                self._log(values)
-                bar.set_postfix(loss=f"{values['loss']:.3f}")
-                bar.update()
-                if state.global_step % arguments.save_steps == 0 and state.update < len(updates):
-                    self._save()
-        self.model.eval()
-        metric, valid = self.task.validate(f"validating epoch {state.epoch + 1}")
-        means = {f"train_{name}": value for name, value in state.since_epoch.means().items()}
+        epoch = self.state.epoch
+        rows = TaskRows(self.task, epoch)
+        plan = plan_updates(rows.lengths, self.rows_per_update, self.arguments.seed, epoch)
+        self._run_updates(rows, plan, f"epoch {epoch + 1}")
+        self.model.train(False)
+        metric, valid = self.task.validate(f"validating epoch {epoch + 1}")
         seconds = time.perf_counter() - started
-        state.epochs.append(
-            {"epoch": state.epoch + 1, "global_step": state.global_step, "rows": len(rows), "tokens": sum(lengths)}
-            | {**means, "valid": valid, "seconds": seconds}
-        )
-        state.since_epoch = RunningMeans()
-        state.epoch, state.update = state.epoch + 1, 0
-        if metric > state.best_metric:
-            state.best_metric, state.best_epoch = metric, state.epoch
-            self.best = KeptEpoch(self._weights(), state.epoch, valid)
-        if self.accelerator.is_main_process:
-            logger.info(
-                "epoch %d: train loss %.4f, validation %.4f, %.0f s", state.epoch, means["train_loss"], metric, seconds
-            )
+        if self._end_epoch(metric, valid, seconds, rows=len(rows.rows), tokens=sum(rows.lengths)):
+            self.best = KeptEpoch(self._weights(), self.state.epoch, valid)
 
-    def _update(self, rows: Sequence[CandidateSet], lengths: Sequence[int], numbers: Sequence[int]) -> dict[str, float]:
-        """Make one optimizer update; every row has its weight, however rows fall into processes and passes."""
-        accelerator, state = self.accelerator, self.state
-        passes = self._passes(lengths, numbers)
-        total = sum(self.task.weight(rows[number]) for number in numbers)
-        summed = torch.zeros((), device=accelerator.device)
-        for step, share in enumerate(passes):
-            with nullcontext() if step == len(passes) - 1 else accelerator.no_sync(self._prepared):
-                # a process without rows runs one without weight: the others wait for its gradients
-                loss = self.task.loss(self._prepared, [rows[number] for number in share or numbers[:1]])
-                loss = loss * (1.0 if share else 0.0) / total
-                accelerator.backward(loss * accelerator.num_processes)  # DDP takes the mean over processes
-            summed += loss.detach()
-        value = float(accelerator.reduce(summed, reduction="sum"))
-        where = f"epoch {state.epoch + 1}, update {state.update + 1}"
-        if not torch.isfinite(torch.tensor(value)):
-            raise NonFiniteLossError(f"training stopped at {where}: the loss is {value}. {AFTER_NON_FINITE}")
-        average_gradients(accelerator, self._prepared)
-        norm = accelerator.clip_grad_norm_(self._prepared.parameters(), self.arguments.max_grad_norm)
-        grad_norm = 0.0 if norm is None else float(norm)
-        if not torch.isfinite(torch.tensor(grad_norm)) and accelerator.scaler is None:
-            raise NonFiniteLossError(
-                f"training stopped at {where}: the loss is {value}, its gradient is not finite. {AFTER_NON_FINITE}"
-            )
-        rate = self._scheduler.get_last_lr()[0]
-        self._optimizer.step()
-        if not getattr(self._optimizer, "step_was_skipped", False):
-            self._scheduler.step()
-        self._optimizer.zero_grad()
-        tokens = sum(lengths[number] for number in numbers)
-        return {"loss": value, "grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens}
-
-    def _passes(self, lengths: Sequence[int], numbers: Sequence[int]) -> list[list[int]]:
-        """Cut an update into this process's passes; all processes make as many, the last of some without rows."""
-        world, limit = self.accelerator.num_processes, self.arguments.max_tokens_per_pass
-        passes: list[list[list[int]]] = []
-        for process in range(world):
-            shares = share_of(numbers, process, world, self.arguments.gradient_accumulation_steps)
-            if limit is not None:
-                shares = [
-                    part for share in shares for part in split_by_tokens(share, [lengths[n] for n in share], limit)
-                ]
-            passes.append([share for share in shares if share])
-        most = max(map(len, passes))
-        own = passes[self.accelerator.process_index]
-        return own + [[]] * (most - len(own))
-
-    def _log(self, values: dict[str, float]) -> None:
-        state = self.state
-        rate = values.pop("learning_rate")
-        state.since_log.add(values)
-        state.since_epoch.add(values)
-        if state.global_step % self.arguments.logging_steps == 0:
-            means = {**state.since_log.means(), "learning_rate": rate}
-            state.since_log = RunningMeans()
-            state.log_history.append({"epoch": state.epoch + 1, "step": state.global_step, **means})
-            self.accelerator.log(means, step=state.global_step)
+    def _start_update(self) -> Update:
+        updates = self.epochs * -(-len(self.task.rows(0)) // self.rows_per_update)
+        return Update(self.accelerator, self._prepared, self.arguments, self.arguments.learning_rate, updates)
 
     def _weights(self) -> Weights:
         return {name: value.detach().cpu().clone() for name, value in self.trained.items()}
-
-    def _moving(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        return self._optimizer, self._scheduler
 
     def _kept(self) -> Checkpoint:
         groups = {"adapter": self._weights()}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from peft_bituning.errors import ConfigurationError, UnsupportedModelError
 
 from ..pooling import PooledModel
-from .candidate_prompts import ALPHABET, CandidatePrompts
+from .prompts import ALPHABET, CandidatePrompts
 
 
 def letter_tokens(prompts: CandidatePrompts, count: int) -> list[int]:

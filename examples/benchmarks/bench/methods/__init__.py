@@ -1,20 +1,8 @@
 """Methods that are held against each other on one ruler, by name; importing this fills the register."""
 
-from . import candidate_methods, id_methods, tuned_methods
-from .trial import METHODS, Method, Trial, TrialResult, register_method
-from .tuned import TUNERS, merge_lora
-from .tuned_methods import forget_checkpoints
+from . import id_methods, llamarec, tuned_methods
+from .trial import METHODS, KeptWeights, Method, Trial, TrialResult, register_method
+from .tuners import TUNERS, merge_lora
 
-__all__ = [
-    "METHODS",
-    "TUNERS",
-    "Method",
-    "Trial",
-    "TrialResult",
-    "candidate_methods",
-    "forget_checkpoints",
-    "id_methods",
-    "merge_lora",
-    "register_method",
-    "tuned_methods",
-]
+__all__ = ["METHODS", "TUNERS", "KeptWeights", "Method", "Trial", "TrialResult"]
+__all__ += ["id_methods", "llamarec", "merge_lora", "register_method", "tuned_methods"]

@@ -1,61 +1,25 @@
-"""What trials on candidates have in common, from the frozen recommender to what training ran over."""
+"""Trials on candidates: their prompts, their training, their result."""
 
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from peft_bituning.training.results import data_hash
-from torch import nn
+import torch
 
-from peft_bituning.artifacts import to_json
-from peft_bituning.launch import launched_state
-from peft_bituning.recommenders import IDRecommender
-from peft_bituning.serving.recommender import pad_token_id
-from peft_bituning.training.checkpoint import CheckpointStore
-from peft_bituning.training.sharding import check_launcher
+from peft_bituning.data.samples import LeaveOneOut
+from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.tuners.rows.backbone import max_positions
+from peft_bituning.tuners.rows.embedding_model import EmbeddingModel
 
-from ..candidates import CandidatePrompts, CandidateTask, CandidateTraining, ChoiceTemplate, KeptEpoch
-from .frozen_recommenders import frozen_recommender, recommender_details
-from .measuring import Meter
-from .trial import Trial
-from .tuned_methods import CHECKPOINTS
+from ..candidates import CandidatePrompts, CandidateTask, CandidateTraining, ChoiceTemplate
+from .trial import ReportT, TrialResult
+from .trial_run import TrialRun
+from .tuners import adapter_bytes, adapter_config, num_trainable
 
 
-class CandidateRun:
-    """A trial on candidates: what it reads is loaded, the random state is that of its seed.
-
-    Args:
-        trial: the trial.
-        reads_recommender: whether it reads a frozen recommender.
-    """
-
-    def __init__(self, trial: Trial, reads_recommender: bool) -> None:
-        arguments = trial.arguments
-        launched_state()
-        self.trial = trial
-        self.accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-        check_launcher(self.accelerator)
-        self.device = self.accelerator.device
-        self.meter = Meter(self.device)
-        set_seed(arguments.seed)
-        self.known: IDRecommender | None = None
-        self._seconds: float | None = None
-        self.epochs: list[dict[str, Any]] = []
-        if reads_recommender:
-            self.known, self._seconds = frozen_recommender(trial, arguments.recommender, self.accelerator)
-            self.known = self.known.to(self.device).eval()
-        self.base = trial.load_base()
-        self.pad = pad_token_id(self.base.tokenizer)
-        set_seed(arguments.seed)
+class CandidateRun(TrialRun):
+    """A trial on candidates that has begun; its arguments are those of `TrialRun`."""
 
     def prompts(self, template: ChoiceTemplate, size: int) -> CandidatePrompts:
-        """Set up prompts that fit the model's context.
-
-        Args:
-            template: `LETTERS` or `TITLES`.
-            size: candidates a prompt.
-        """
+        """Set up prompts by `LETTERS` or `TITLES`, with so many candidates, that fit the model's context."""
         arguments, limit = self.trial.arguments, max_positions(self.base.model)
         return CandidatePrompts(
             template,
@@ -67,52 +31,32 @@ class CandidateRun:
             arguments.max_item_tokens,
         )
 
-    def train(
-        self, model: nn.Module, task: CandidateTask, adapter: dict[str, Any] | None, candidates: dict[str, Any]
-    ) -> tuple[KeptEpoch, dict[str, Any]]:
-        """Train from the last checkpoint on, if there is one, as the phase `training`.
+    def common(
+        self, prompts: CandidatePrompts
+    ) -> tuple[CandidatePrompts, LeaveOneOut, LaserArguments, int, torch.device]:
+        """Return what every `CandidateTask` takes after its model."""
+        return prompts, self.trial.split, self.trial.arguments, self.pad, self.device
 
-        Args:
-            model: what is trained; it ends with the weights kept.
-            task: what it is trained on.
-            adapter: its settings.
-            candidates: what is said of the candidates.
-
-        Returns:
-            The best epoch; and `epochs`, `updates`, `rows` and `tokens` that training ran over.
+    def train_on(self, task: CandidateTask, model: EmbeddingModel, candidates: dict[str, Any]) -> None:
+        """Train a task's model, which `build_tuned` gave, from its last checkpoint on; it ends with the weights
+        kept.
         """
-        trial = self.trial
-        identity: dict[str, Any] = {
-            "method": trial.method,
-            "data": data_hash(trial.data),
-            "base_model": {"name": self.base.name, **self.base.fingerprint()},
-            "recommender": None if self.known is None else self.known.content_hash(),
-            "adapter": adapter,
-            "candidates": candidates,
-        }
-        if trial.drawn is not None:
-            identity["training_users"] = trial.drawn
-        store = CheckpointStore(trial.folder / CHECKPOINTS, trial.arguments.save_total_limit)
-        training = CandidateTraining(self.accelerator, model, task, trial.arguments, store, to_json(identity))
-        training.read_checkpoint()
-        resumed = training.is_resumed
-        with self.meter.phase("training"):
-            kept = training.run()
-        self.epochs = training.state.epochs
-        self.meter.phases["training"] |= {"seconds": training.state.seconds, "resumed": resumed}
-        return kept, {
-            "epochs": len(self.epochs),
-            "updates": training.state.global_step,
-            "rows": sum(epoch["rows"] for epoch in self.epochs),
-            "tokens": sum(epoch["tokens"] for epoch in self.epochs),
-        }
+        self.model, self.candidates, self.adapter = model, candidates, adapter_config(model)
+        identity = self.identity(self.adapter, candidates=candidates)
+        self.training = CandidateTraining(self.accelerator, task, self.trial.arguments, self.store, identity)
+        self.training.read_checkpoint()
+        self.kept = self.train(self.training, self.training.run)
 
-    def details(self, kept: KeptEpoch, adapter: dict[str, Any] | None, candidates: dict[str, Any]) -> dict[str, Any]:
-        """Return what else describes the run, as JSON values."""
-        return {
-            "best_epoch": kept.epoch,
-            "epochs": self.epochs,
-            "adapter": adapter,
-            "candidates": candidates,
-            "frozen_recommender": None if self.known is None else recommender_details(self.known, self._seconds),
-        }
+    def result(self, report: ReportT, **found: Any) -> TrialResult[ReportT]:
+        """Put together what `train_on` left, the report of the test users, and what was `found` of the candidates."""
+        state = self.training.state
+        sums = {name: sum(epoch[name] for epoch in state.epochs) for name in ("rows", "tokens")}
+        return TrialResult(
+            report,
+            self.kept.valid,
+            num_trainable(self.model),
+            adapter_bytes(self.model),
+            self.meter.phases,
+            {"epochs": len(state.epochs), "updates": state.global_step, **sums},
+            self.details(self.kept.epoch, state.epochs, self.adapter, candidates={**self.candidates, **found}),
+        )

@@ -1,7 +1,6 @@
 """The frozen recommender that a trial's language model reads: over ids, over texts, or counted."""
 
 import gc
-import hashlib
 import json
 import shutil
 import time
@@ -11,11 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft_bituning.training.frozen import provide_recommender
-from peft_bituning.training.results import data_hash
 
-from bench.rivals.fdsa import FDSA
-from bench.rivals.zesrec import ZESRec
 from peft_bituning.artifacts import write_whole
 from peft_bituning.base_models import BaseModel
 from peft_bituning.errors import ConfigurationError
@@ -30,13 +25,16 @@ from peft_bituning.recommenders import (
     load_recommender,
 )
 from peft_bituning.ssna import ItemStates, cache_item_states
-from peft_bituning.training.arguments import RECOMMENDERS
+from peft_bituning.training.arguments import ID_RECOMMENDERS
+from peft_bituning.training.id_recommender import provide_id_recommender
 
+from ..cells import digest
+from ..rivals import FDSA, ZESRec
 from .trial import Trial
 
 COUNTED = "item-knn"
 OVER_TEXTS: dict[str, type[FDSA] | type[ZESRec]] = {"zesrec": ZESRec, "fdsa": FDSA}
-KINDS = (*RECOMMENDERS, *OVER_TEXTS, COUNTED)
+KINDS = (*ID_RECOMMENDERS, *OVER_TEXTS, COUNTED)
 VECTOR_WIDTH = 64  # that of a SASRec's states
 
 
@@ -50,7 +48,7 @@ def frozen_recommender(
         kind: `sasrec` or `bert4rec`; `zesrec` or `fdsa`, which start from the language model's states of the items'
             texts; `item-knn`, vectors whose products are its similarities; or the folder of a saved one.
         accelerator: where it is trained.
-        epochs: at most; None is `arguments.recommender_epochs`.
+        epochs: at most; None is `arguments.id_recommender_epochs`.
 
     Returns:
         The recommender on the CPU, and the seconds it was trained for, None for a saved one.
@@ -59,30 +57,30 @@ def frozen_recommender(
         ConfigurationError: `none`, or neither a known kind nor a folder.
     """
     if kind == "none":
-        raise ConfigurationError(f"recommender must name one for {trial.method}, which reads its states, got 'none'")
+        raise ConfigurationError(f"id_recommender must name one for {trial.method}, which reads its states, got 'none'")
     if kind not in KINDS:
         if not Path(kind).is_dir():
             raise ConfigurationError(
-                f"recommender must be {', '.join(KINDS)}, or the folder of a saved one, got {kind!r}"
+                f"id_recommender must be {', '.join(KINDS)}, or the folder of a saved one, got {kind!r}"
             )
         return load_recommender(kind), None
     arguments = trial.arguments
-    epochs = arguments.recommender_epochs if epochs is None else epochs
-    origin: list[Any] = [kind, epochs, arguments.seed, data_hash(trial.data)]
+    epochs = arguments.id_recommender_epochs if epochs is None else epochs
+    origin: list[Any] = [kind, epochs, arguments.seed, trial.data.content_hash]
     if trial.drawn is not None:
         origin.append(trial.drawn)
     if kind in OVER_TEXTS:
         origin += _names(trial.load_base())  # let go of at once: the states are made from one of their own
-    folder = trial.shared / f"{kind}-{_digest(origin)}"
+    folder = trial.shared / f"{kind}-{digest(origin)}"
     seconds_file = folder.with_suffix(".json")
     if not seconds_file.is_file():
         shutil.rmtree(folder, ignore_errors=True)  # trained, but killed before its seconds were written
         started = time.perf_counter()
-        if kind in RECOMMENDERS:
+        if kind in ID_RECOMMENDERS:
             arguments = replace(
-                arguments, recommender=kind, recommender_epochs=epochs, resume=True, overwrite_output_dir=False
+                arguments, id_recommender=kind, id_recommender_epochs=epochs, resume=True, overwrite_output_dir=False
             )
-            provide_recommender(accelerator, arguments, folder, trial.data, trial.split)
+            provide_id_recommender(accelerator, arguments, folder, trial.data, trial.split)
         elif kind == COUNTED:
             _from_counts(trial).save_pretrained(folder)
         else:
@@ -90,17 +88,6 @@ def frozen_recommender(
             fit_over_texts(trial, kind, {}, fit)[0].save_pretrained(folder)
         write_whole(seconds_file, json.dumps({"seconds": time.perf_counter() - started}))
     return load_recommender(folder), float(json.loads(seconds_file.read_text())["seconds"])
-
-
-def recommender_details(known: IDRecommender, seconds: float | None) -> dict[str, Any]:
-    """Describe a frozen recommender beside the costs of a trial that reads it.
-
-    Args:
-        known: the recommender.
-        seconds: how long it was trained; None for a saved one.
-    """
-    parameters = sum(value.numel() for value in known.parameters())
-    return {"kind": known.recommender_type, "parameters": parameters, "seconds": seconds}
 
 
 def fit_over_texts(
@@ -113,9 +100,6 @@ def fit_over_texts(
         kind: `zesrec` or `fdsa`.
         model: fields of its config in place of their defaults.
         fit: arguments of `fit_recommender` in place of a SASRec's.
-
-    Returns:
-        The model on the trial's device, and how training went.
     """
     seed = trial.arguments.seed
     made = OVER_TEXTS[kind].from_vectors(text_vectors(trial), seed=seed, **model)
@@ -132,11 +116,7 @@ def fit_over_texts(
 
 
 def text_vectors(trial: Trial) -> torch.Tensor:
-    """Return the language model's last states of every item's text, averaged over its tokens [I, D].
-
-    Args:
-        trial: gives the language model, the items and the shared folder.
-    """
+    """Return the language model's last states of every item's text, averaged over its tokens [I, D]."""
     return text_states(trial, 1, "mean").values[:, -1].float()
 
 
@@ -150,7 +130,7 @@ def text_states(trial: Trial, num_layers: int, pooling: str) -> ItemStates:
     """
     base = trial.load_base()
     base.model.to(trial.device)  # type: ignore[arg-type]
-    name = _digest([*_names(base), data_hash(trial.data), num_layers, pooling])
+    name = digest([*_names(base), trial.data.content_hash, num_layers, pooling])
     with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
         states = cache_item_states(
             base,
@@ -175,7 +155,3 @@ def _from_counts(trial: Trial) -> IDRecommender:
     # over training events alone: what reads it chooses its epoch on the validation events
     counted = ItemKNN(trial.num_items).fit(trial.split.train_sequences)
     return Precomputed(counted.item_vectors(min(VECTOR_WIDTH, trial.num_items)))
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,6 +1,5 @@
 """The methods that tune no language model: counting, sequence models over ids, models over frozen text states."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -8,44 +7,35 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from bench.rivals.score_sum import ScoreSum
-from bench.rivals.text_similarity import TextSimilarity
-from peft_bituning.evaluation import evaluate_ranking, history_scorer
+from peft_bituning.evaluation import RankingReport, evaluate_ranking, history_scorer
 from peft_bituning.evaluation.evaluator import HistoryRecommender
 from peft_bituning.matmul import fast_cpu_matmul
 from peft_bituning.recommenders import FitReport, ItemKNN, Popularity
 from peft_bituning.ssna import SSNAConfig, train_ssna
 
+from ..rivals import ScoreSum, TextSimilarity
 from .frozen_recommenders import fit_over_texts, frozen_recommender, text_states, text_vectors
-from .measuring import Meter, time_users
+from .meter import Meter, time_users
 from .trial import Trial, TrialResult, register_method
 
 TEXT_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @register_method("popularity", is_random=False)
-def run_popularity(trial: Trial) -> TrialResult:
-    """Count, over training and validation events as nothing is chosen on validation."""
-    trial.only()
-    meter = Meter(torch.device("cpu"))
-    with meter.phase("training"):
-        model = Popularity(trial.num_items).fit(known_sequences(trial))
-    return _ranked(trial, meter, model)
-
-
 @register_method("item-knn", is_random=False)
-def run_item_knn(trial: Trial) -> TrialResult:
-    """Count who bought what with what, over training and validation events."""
-    settings = trial.only("neighbors", "decay")
+def run_counting(trial: Trial) -> TrialResult[RankingReport]:
+    """Count, over training and validation events as nothing is chosen on validation."""
+    kind, names = (Popularity, ()) if trial.method == "popularity" else (ItemKNN, ("neighbors", "decay"))
+    settings = trial.only(*names)
     meter = Meter(torch.device("cpu"))
     with meter.phase("training"):
-        model = ItemKNN(trial.num_items, **settings).fit(known_sequences(trial))
+        model = kind(trial.num_items, **settings).fit(trial.split.known_sequences)
     return _ranked(trial, meter, model)
 
 
-@register_method("sasrec", arguments=("recommender_epochs",), takes_share=True)
-@register_method("bert4rec", arguments=("recommender_epochs",), takes_share=True)
-def run_sequence_model(trial: Trial) -> TrialResult:
+@register_method("sasrec", arguments=("id_recommender_epochs",), takes_share=True)
+@register_method("bert4rec", arguments=("id_recommender_epochs",), takes_share=True)
+def run_sequence_model(trial: Trial) -> TrialResult[RankingReport]:
     """Train the sequence model over ids; the one that trials of this seed may read frozen."""
     settings = trial.only("epochs")
     accelerator = Accelerator()
@@ -58,7 +48,7 @@ def run_sequence_model(trial: Trial) -> TrialResult:
 
 
 @register_method("text-similarity", is_random=False, uses_language_model=True)
-def run_text_similarity(trial: Trial) -> TrialResult:
+def run_text_similarity(trial: Trial) -> TrialResult[RankingReport]:
     """Compare the language model's mean states of the items' texts, without training."""
     settings = trial.only("decay", "centre")
     meter = Meter(trial.device)
@@ -68,14 +58,15 @@ def run_text_similarity(trial: Trial) -> TrialResult:
 
 
 @register_method("item-knn+text", is_random=False, uses_language_model=True)
-def run_item_knn_and_text(trial: Trial) -> TrialResult:
+def run_item_knn_and_text(trial: Trial) -> TrialResult[RankingReport]:
     """Add item-kNN and text similarity; a `text_weight` that is not given is chosen on validation."""
     given = trial.only("text_weight").get("text_weight")
     meter = Meter(trial.device)
     with meter.phase("training"):
         text = TextSimilarity(text_vectors(trial))
         trained, known = (
-            ItemKNN(trial.num_items).fit(events) for events in (trial.split.train_sequences, known_sequences(trial))
+            ItemKNN(trial.num_items).fit(events)
+            for events in (trial.split.train_sequences, trial.split.known_sequences)
         )
         samples = trial.split.samples("valid")
         reached = {
@@ -89,7 +80,7 @@ def run_item_knn_and_text(trial: Trial) -> TrialResult:
 
 @register_method("zesrec", uses_language_model=True, takes_share=True)
 @register_method("fdsa", uses_language_model=True, takes_share=True)
-def run_text_sequence_model(trial: Trial) -> TrialResult:
+def run_text_sequence_model(trial: Trial) -> TrialResult[RankingReport]:
     """Train a sequence model over frozen text vectors."""
     settings = trial.only("fit", "model")
     meter = Meter(trial.device)
@@ -99,7 +90,7 @@ def run_text_sequence_model(trial: Trial) -> TrialResult:
 
 
 @register_method("ssna", uses_language_model=True)
-def run_ssna(trial: Trial) -> TrialResult:
+def run_ssna(trial: Trial) -> TrialResult[RankingReport]:
     """Train the side network on the language model's cached states."""
     settings = trial.only("fit", "model")
     config = SSNAConfig(seed=trial.arguments.seed, **settings.get("model", {}))
@@ -117,12 +108,6 @@ def run_ssna(trial: Trial) -> TrialResult:
     return _ranked(trial, meter, model, trial.device, report)
 
 
-def known_sequences(trial: Trial) -> list[Sequence[int]]:
-    """Return every user's training and validation events, for methods that only count."""
-    known = {sample.user: list(sample.history) for sample in trial.split.samples("test")}
-    return [known.get(user, sequence) for user, sequence in enumerate(trial.split.train_sequences)]
-
-
 def _summed(counted: ItemKNN, weight: float, text: TextSimilarity) -> HistoryRecommender:
     return cast(HistoryRecommender, ScoreSum([(1.0, counted), (weight, text)]))
 
@@ -133,7 +118,7 @@ def _ranked(
     model: HistoryRecommender,
     device: torch.device | str = "cpu",
     report: FitReport | None = None,
-) -> TrialResult:
+) -> TrialResult[RankingReport]:
     """Rank the test users, count what is trained and kept."""
     samples = trial.split.samples("test")
     scorer = history_scorer(model, device)

@@ -32,14 +32,7 @@ class ScoreSum:
         self.parts = list(parts)
 
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Add up the parts' scores.
-
-        Args:
-            item_indices: `[B, N]` catalog indices, oldest first.
-            mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, I]` float32.
+        """Add up the parts' scores for histories [B, N] -> [B, I] float32.
 
         Raises:
             InputError: The parts score catalogs of different sizes.

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from peft_bituning.errors import ConfigurationError, InputError
-
-from .text_vectors import checked_vectors
+from peft_bituning.recommenders import Precomputed
 
 
 class TextSimilarity:
@@ -32,7 +31,7 @@ class TextSimilarity:
     def __init__(self, vectors: Any, decay: float = 0.7, centre: bool = True) -> None:
         if not 0 < decay <= 1:
             raise ConfigurationError(f"decay must be in (0, 1], got {decay!r}")
-        table = checked_vectors(vectors)
+        table = Precomputed(vectors).embeddings  # checked there
         self.decay = decay
         self.vectors = functional.normalize(table - table.mean(0) if centre else table, dim=1)  # [I, D]
 

@@ -5,11 +5,10 @@ Shapes: `I` catalog items, `D` width of the vectors.
 
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peft_bituning.errors import InputError
+from peft_bituning.recommenders import Precomputed
 from peft_bituning.recommenders.sasrec import SASRec, SASRecConfig
 from peft_bituning.ssna.side_network import standardise
 
@@ -58,7 +57,7 @@ class TextVectorModel(SASRec):
             InputError: The vectors are not `[I, D]`, or not finite.
             ConfigurationError: A setting is out of its range.
         """
-        vectors = checked_vectors(text_vectors)
+        vectors = Precomputed(text_vectors).embeddings  # checked there
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(cls.config_class(num_items=len(vectors), text_size=vectors.shape[1], **settings))
@@ -69,32 +68,3 @@ class TextVectorModel(SASRec):
     def essentials(self) -> dict[str, Any]:
         """Return the settings that decide what the weights compute."""
         return {**super().essentials(), "text_size": self.config.text_size}
-
-
-def checked_vectors(vectors: Any) -> Tensor:
-    """Return text vectors as float32, or say what is wrong with them.
-
-    Args:
-        vectors: `[I, D]`, numpy, torch or nested lists.
-
-    Returns:
-        `[I, D]` float32.
-
-    Raises:
-        InputError: The shape is not `[I, D]`, or a row holds NaN or infinity (the first such rows are named).
-    """
-    if not isinstance(vectors, torch.Tensor):
-        try:
-            vectors = torch.from_numpy(np.array(vectors, dtype=np.float32))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"text vectors must be an array [items, width] of real numbers: {error}") from error
-    vectors = vectors.detach().to(torch.float32)
-    if vectors.ndim != 2 or 0 in vectors.shape:
-        raise InputError(f"text vectors must have shape [items, width], got {list(vectors.shape)}")
-    bad = (~vectors.isfinite()).any(1).nonzero()[:, 0]
-    if len(bad):
-        raise InputError(
-            f"text vectors must be finite, got NaN or infinity in {len(bad)} of {len(vectors)} rows, "
-            f"first in rows {bad[:5].tolist()}; encode these items again"
-        )
-    return vectors
