@@ -19,7 +19,7 @@ class RowsOnTheWay(NamedTuple):
 
     Args:
         gates: each row's weights of the experts [B, K].
-        width: tokens a row W, padding among them; None where it changes from step to step (`generate`).
+        width: tokens per row W, padding among them; None where it changes from step to step (`generate`).
     """
 
     gates: Tensor
@@ -46,11 +46,7 @@ class RowGates:
 
     @contextmanager
     def use(self, rows: RowsOnTheWay) -> Iterator[None]:
-        """Give the layers these gates while inside; passes may nest.
-
-        Args:
-            rows: the rows that are about to run.
-        """
+        """Give the layers the gates of the rows that are about to run, while inside; passes may nest."""
         outer = self.rows
         self._local.rows = rows
         try:
@@ -64,9 +60,6 @@ class RowGates:
 
         The gates become an input of the checkpointed function: they get their gradient through it, also where
         checkpointing is reentrant, and every forward pass keeps its own until its backward pass.
-
-        Args:
-            model: the language model.
         """
         found = [(each, name) for each in model.modules() for name in CHECKPOINTS if name in each.__dict__]
         originals = [(each, name, getattr(each, name)) for each, name in found]
@@ -91,14 +84,11 @@ class RowGates:
             return function(*args, **kwargs)
 
     def scale(self, states: Tensor) -> Tensor:
-        """Scale each expert's share of low-rank states by its row's gate.
+        """Scale each expert's share of low-rank states by its row's gate, which is repeated r / K times.
 
         Args:
             states: outputs of `lora_A`: [B, ..., r], flattened tokens [B W, r], or a multiple of B where `generate`
                 repeats its rows.
-
-        Returns:
-            `states` times the gates, each repeated r / K times.
 
         Raises:
             InputError: no pass is going on.

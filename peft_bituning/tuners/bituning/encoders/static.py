@@ -11,10 +11,7 @@ from .base import Prefix, PrefixEncoder, register_prefix_encoder
 class StaticPrefix(PrefixEncoder):
     """P trainable vectors: Bi-Tuning without collaborative information (paper Section 3.1.2).
 
-    Args:
-        config: the adapter's settings.
-        token_dim: D.
-        scale: standard deviation the prefix tokens start with.
+    Its arguments are those of `PrefixEncoder`.
     """
 
     def __init__(self, config: BiTuningConfig, token_dim: int, scale: float) -> None:

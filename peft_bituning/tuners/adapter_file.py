@@ -1,18 +1,35 @@
-"""An adapter's file held against the adapter: all of its tensors and no others."""
+"""An adapter's file: the names of its tensors there and in the model, and a check that all and no others are there."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
-from ...errors import AdapterLoadError
+from ..errors import AdapterLoadError
 
 SHOWN = 5
+
+
+def without_adapter_name(key: str, parts: Iterable[str], adapter_name: str) -> str | None:
+    """Turn a tensor's name in the model into its name in a file; None for a tensor that is not this adapter's.
+
+    `...virtual_tokens.bituning_prefix.NAME.router.weight` becomes `...virtual_tokens.bituning_prefix.router.weight`,
+    where `bituning_prefix` is one of the parts that a tuner's layers keep by adapter.
+    """
+    name = rf"\.({'|'.join(parts)})\.{re.escape(adapter_name)}(?=\.|$)"
+    short, found = re.subn(name, r".\1", key, count=1)
+    return short if found else None
+
+
+def adapter_keys(names: Iterable[str], parts: Collection[str], adapter_name: str) -> list[str]:
+    """List those of the model's tensors that are an adapter's, see `without_adapter_name`."""
+    return [key for key in names if without_adapter_name(key, parts, adapter_name) is not None]
 
 
 def check_fit(
     adapter_name: str, loaded: Mapping[str, Tensor], model: Mapping[str, Tensor], needed: Collection[str]
 ) -> None:
-    """Check that a file holds the adapter's tensors; PEFT would load with `strict=False`.
+    """Check that a file holds an adapter's tensors and no others; PEFT would load with `strict=False`.
 
     Args:
         adapter_name: the adapter's name.
