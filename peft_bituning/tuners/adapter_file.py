@@ -3,10 +3,12 @@
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 
 from ..errors import AdapterLoadError
 
+ROOT = "base_model.model."  # where a `PeftModel` keeps the language model
 SHOWN = 5
 
 
@@ -24,6 +26,25 @@ def without_adapter_name(key: str, parts: Iterable[str], adapter_name: str) -> s
 def adapter_keys(names: Iterable[str], parts: Collection[str], adapter_name: str) -> list[str]:
     """List those of the model's tensors that are an adapter's, see `without_adapter_name`."""
     return [key for key in names if without_adapter_name(key, parts, adapter_name) is not None]
+
+
+def under_this_base(model: nn.Module, loaded: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """Rename a file's tensors that come from a base model with a head for one without, and the other way round.
+
+    Args:
+        model: the model that holds the adapter.
+        loaded: the file's tensors.
+        own: the names that the adapter's tensors have in files of this model; only tensors that get one are renamed.
+    """
+    known = set(own)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = f"{ROOT}{getattr(base, 'base_model_prefix', '')}."
+
+    def rename(key: str) -> str:
+        other = key.replace(inner, ROOT, 1) if key.startswith(inner) else key.replace(ROOT, inner, 1)
+        return other if key not in known and other in known else key
+
+    return {rename(key): value for key, value in loaded.items()}
 
 
 def check_fit(

@@ -26,13 +26,7 @@ ROOT = "base_model."  # where a `PeftModel` keeps the tuner
 
 
 class Text(NamedTuple):
-    """The rows as the caller gave them.
-
-    Args:
-        tokens: embeddings [B, T, D].
-        mask: which tokens are real [B, T].
-        input_ids: their ids [B, T], if given.
-    """
+    """The rows as the caller gave them: embeddings [B, T, D], which are real [B, T], and the ids [B, T], if given."""
 
     tokens: Tensor
     mask: Tensor
@@ -40,12 +34,7 @@ class Text(NamedTuple):
 
 
 class Collaborative(NamedTuple):
-    """What a frozen recommender says of the rows.
-
-    Args:
-        embeds: `C_u` [B, N, C].
-        mask: which of its rows are real [B, N].
-    """
+    """What a frozen recommender says of the rows: `C_u` [B, N, C], and which of its rows are real [B, N]."""
 
     embeds: Tensor | None
     mask: Tensor | None
@@ -55,6 +44,13 @@ class EmbeddingTuner(BaseTuner):
     """A frozen language model with adapters of which one at a time embeds rows, or continues their text.
 
     A tuner says how in `_embed` and `_continue`; it is an `EmbeddingModel`, and so is the `PeftModel` around it.
+
+    Args:
+        model: a causal language model of transformers, or its headless model.
+        peft_config: the adapter's settings.
+        adapter_name: its name.
+        low_cpu_mem_usage: make the adapter's weights on the meta device.
+        state_dict: not used; the adapter's structure comes from its settings.
     """
 
     model: PreTrainedModel

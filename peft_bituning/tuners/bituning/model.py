@@ -30,12 +30,7 @@ class BiTuningModel(EmbeddingTuner):
     prompt go in as embeddings, so only the new tokens come back [B, new], as transformers does for `inputs_embeds`, and
     processors that read the prompt, such as a repetition penalty, see the new tokens alone.
 
-    Args:
-        model: a causal language model of transformers, or its headless model.
-        peft_config: the adapter's settings.
-        adapter_name: its name.
-        low_cpu_mem_usage: make the adapter's weights on the meta device.
-        state_dict: not used; the adapter's structure comes from its settings.
+    Its arguments are those of `EmbeddingTuner`.
     """
 
     prefix = "bituning_"

@@ -30,7 +30,7 @@ class InstanceGate(nn.Linear):
         self.collaborative_dropout = config.collaborative_dropout
 
     def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]  # a row's states, not inputs
-        """Weigh the experts [B, K], in sum 1, by rows of `C_u` [B, N, C], `null` where their mask [B, N] bool has none."""
+        """Weigh the experts [B, K], in sum 1, by `C_u` [B, N, C] and mask [B, N] bool; cold rows take `null`."""
         mask = drop_rows(mask, self.collaborative_dropout if self.training else 0.0)
         embeds, mask = fill_cold_rows(embeds, mask, self.null)
         if self.pooling == "mean":

@@ -1,12 +1,13 @@
 """The model-level tuner layer of an iLoRA model: every adapter's gate and suffix; PEFT's LoRA layers hold the rest."""
 
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError
 from ..adapter_layer import AdapterDict, AdapterLayer, refuse_parts
+from ..rows.backbone import find_backbone
 from .gate import InstanceGate
 from .row_gates import RowGates
 from .variant import NO_MERGING
@@ -46,3 +47,19 @@ class InstanceGates(AdapterLayer):
         parts = key.split(".")
         added = (*self.adapter_layer_names, *LORA_PARTS, "modules_to_save")
         return ".".join(parts[: min((parts.index(part) for part in added if part in parts), default=len(parts))])
+
+
+def without_head(target_modules: Any, model: PreTrainedModel) -> Any:
+    """Name target modules as in the headless model: PEFT goes by the end of names, so they fit a model with a head too.
+
+    Names stay as they are where shorter ones would fit more modules, and so does a regular expression.
+    """
+    backbone, names = find_backbone(model), dict(model.named_modules())
+    prefix = next(f"{name}." for name, module in names.items() if module is backbone)
+    if isinstance(target_modules, str) or backbone is model:
+        return target_modules
+    shorter = {name.removeprefix(prefix) for name in target_modules}
+    ends = tuple(f".{name}" for name in shorter - set(target_modules))
+    if any(f".{name}".endswith(ends) for name in names if not name.startswith(prefix)):
+        return target_modules
+    return shorter

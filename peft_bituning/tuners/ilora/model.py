@@ -1,7 +1,6 @@
 """The iLoRA tuner: LoRA whose experts every row weighs for itself, under the interface of a Bi-Tuning model."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 from peft import PeftConfig
@@ -12,15 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import UnsupportedModelError
-from ..adapter_file import adapter_keys
+from ..adapter_file import adapter_keys, under_this_base
 from ..adapter_layer import make_suffix
 from ..embedding_tuner import Collaborative, EmbeddingTuner, Text
 from ..rows.backbone import embedding_scale
 from ..rows.packed_batch import PackedBatch, left_padded_prompt
 from .config import ILoRAConfig
 from .gate import InstanceGate
-from .layer import InstanceGates
-from .names import under_this_base, without_head
+from .layer import InstanceGates, without_head
 from .outputs import ILoRAOutput
 from .row_gates import RowsOnTheWay
 from .variant import GatedVariant, can_be_gated
@@ -32,12 +30,7 @@ class ILoRAModel(EmbeddingTuner, LoraModel):
     Made by `peft.get_peft_model(model, ILoRAConfig(...))`; the model's weights are frozen. `generate` returns the
     prompt, its padding on the left, and the new tokens; the new tokens alone for `inputs_embeds`.
 
-    Args:
-        model: a causal language model of transformers, or its headless model.
-        peft_config: the adapter's settings.
-        adapter_name: its name.
-        low_cpu_mem_usage: make the adapter's weights on the meta device.
-        state_dict: not used; the adapter's structure comes from its settings.
+    Its arguments are those of `EmbeddingTuner`.
 
     References:
         Kong et al., Customizing Language Models with Instance-wise LoRA for Sequential Recommendation, 2024,
@@ -60,10 +53,10 @@ class ILoRAModel(EmbeddingTuner, LoraModel):
     def _embed(
         self, name: str, text: Text, collaborative: Collaborative, labels: Tensor | None, **settings: Any
     ) -> ILoRAOutput:
-        gates = self._gates(name, text, collaborative)
+        gates, row_gates = self._gates(name, text, collaborative), self._layer.row_gates
         batch = PackedBatch.of(self.model, *text, suffix=self._layer.suffix(name))
         pooling = cast(ILoRAConfig, self.peft_config[name]).pooling
-        with self._rows_on_the_way(gates, batch.rows.shape[1]):
+        with row_gates.use(RowsOnTheWay(gates, batch.rows.shape[1]), self.model):
             return ILoRAOutput(**batch.run(self.model, pooling, labels, **settings), gates=gates)
 
     def _continue(
@@ -71,19 +64,13 @@ class ILoRAModel(EmbeddingTuner, LoraModel):
     ) -> Any:
         """Feed the prompt with its padding on the left."""
         prompt = left_padded_prompt(self.model, *text)
-        with self._rows_on_the_way(self._gates(name, text, collaborative), None):
+        gates = self._gates(name, text, collaborative)
+        with self._layer.row_gates.use(RowsOnTheWay(gates, None), self.model):
             return generate(**prompt, **kwargs)
 
     def _gates(self, name: str, text: Text, collaborative: Collaborative) -> Tensor:
         gate = self._layer.gate(name)
         return gate(*gate.read(len(text.mask), *collaborative))
-
-    @contextmanager
-    def _rows_on_the_way(self, gates: Tensor, width: int | None) -> Iterator[None]:
-        """Let the adapted layers know the gates [B, K] of the rows that are about to run, W tokens each."""
-        row_gates = self._layer.row_gates
-        with row_gates.use(RowsOnTheWay(gates, width)), row_gates.reach_checkpoints(self.model):
-            yield
 
     # ------------------------------------------------------------------ adapters
 

@@ -45,31 +45,25 @@ class RowGates:
         return getattr(self._local, "rows", None)
 
     @contextmanager
-    def use(self, rows: RowsOnTheWay) -> Iterator[None]:
-        """Give the layers the gates of the rows that are about to run, while inside; passes may nest."""
+    def use(self, rows: RowsOnTheWay, model: nn.Module | None = None) -> Iterator[None]:
+        """Give the layers the gates of the rows that are about to run, while inside; passes may nest.
+
+        Given the model, its layers that run again in the backward pass do so with the gates of their forward pass.
+        These become an input of the checkpointed function: they get their gradient through it, also where
+        checkpointing is reentrant, and every forward pass keeps its own until its backward pass.
+        """
+        found = [] if model is None else [(each, key) for each in model.modules() for key in CHECKPOINTS]
+        originals = [(each, key, getattr(each, key)) for each, key in found if key in each.__dict__]
         outer = self.rows
         self._local.rows = rows
         try:
+            for each, key, original in originals:
+                setattr(each, key, partial(self._checkpoint, original))
             yield
         finally:
+            for each, key, original in originals:
+                setattr(each, key, original)
             self._local.rows = outer
-
-    @contextmanager
-    def reach_checkpoints(self, model: nn.Module) -> Iterator[None]:
-        """Make layers that run again in the backward pass run with the gates of their forward pass.
-
-        The gates become an input of the checkpointed function: they get their gradient through it, also where
-        checkpointing is reentrant, and every forward pass keeps its own until its backward pass.
-        """
-        found = [(each, name) for each in model.modules() for name in CHECKPOINTS if name in each.__dict__]
-        originals = [(each, name, getattr(each, name)) for each, name in found]
-        try:
-            for each, name, original in originals:
-                setattr(each, name, partial(self._checkpoint, original))
-            yield
-        finally:
-            for each, name, original in originals:
-                setattr(each, name, original)
 
     def _checkpoint(self, original: Callable[..., Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         rows = self.rows

@@ -49,13 +49,7 @@ class GatedVariant(LoraVariant):
         """Nothing: the layer's own weights are all there is."""
 
     def merge_safe(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
-        """Refuse: the weights differ by row."""
+        """Refuse, and so do the others: the weights differ by row."""
         raise UnsupportedOperationError(NO_MERGING)
 
-    def merge_unsafe(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
-        """Refuse: the weights differ by row."""
-        raise UnsupportedOperationError(NO_MERGING)
-
-    def unmerge(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
-        """Refuse: nothing was merged."""
-        raise UnsupportedOperationError(NO_MERGING)
+    merge_unsafe = unmerge = merge_safe  # type: ignore[assignment]

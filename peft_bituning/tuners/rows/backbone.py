@@ -1,7 +1,7 @@
 """The headless part of a language model: what turns token embeddings into hidden states."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -35,10 +35,10 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
     for candidate in _candidates(model):
         if candidate is model or not isinstance(candidate, nn.Module):
             continue
-        takes = is_remote(model) or takes_argument(candidate, "inputs_embeds")
+        takes = is_remote(model) or takes_argument(candidate.forward, "inputs_embeds")
         if takes and any(module is embeddings for module in candidate.modules()):
             return candidate
-    if model.get_output_embeddings() is None and takes_argument(model, "inputs_embeds"):
+    if model.get_output_embeddings() is None and takes_argument(model.forward, "inputs_embeds"):
         return model
     raise UnsupportedModelError(
         f"the base model must have a headless backbone that takes `inputs_embeds` and owns the token embeddings, "
@@ -51,9 +51,9 @@ def is_remote(model: PreTrainedModel) -> bool:
     return not type(model).__module__.startswith("transformers.")
 
 
-def takes_argument(module: nn.Module, name: str) -> bool:
-    """Say whether a module's `forward` names an argument so."""
-    return name in inspect.signature(module.forward).parameters
+def takes_argument(function: Callable[..., Any], name: str) -> bool:
+    """Say whether a function names an argument so."""
+    return name in inspect.signature(function).parameters
 
 
 def token_embeddings(model: PreTrainedModel) -> nn.Embedding:
@@ -97,16 +97,14 @@ def embed_text(
             raise InputError(f"input_ids must be [B, T], got {list(input_ids.shape)}")
         inputs_embeds = token_embeddings(model)(input_ids)
     width = token_width(model)
-    if inputs_embeds is None or inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width:
-        shape = None if inputs_embeds is None else list(inputs_embeds.shape)
-        raise InputError(f"inputs_embeds must be [B, T, D] with D = {width}, got {shape}")
+    tokens = cast(Tensor, inputs_embeds)
+    if tokens.ndim != 3 or tokens.shape[2] != width:
+        raise InputError(f"inputs_embeds must be [B, T, D] with D = {width}, got {list(tokens.shape)}")
     if attention_mask is None:
-        attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-    if attention_mask.shape != inputs_embeds.shape[:2]:
-        raise InputError(
-            f"attention_mask must be [B, T] = {list(inputs_embeds.shape[:2])}, got {list(attention_mask.shape)}"
-        )
-    return inputs_embeds, attention_mask
+        attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    if attention_mask.shape != tokens.shape[:2]:
+        raise InputError(f"attention_mask must be [B, T] = {list(tokens.shape[:2])}, got {list(attention_mask.shape)}")
+    return tokens, attention_mask
 
 
 def embedding_scale(model: PreTrainedModel) -> float:

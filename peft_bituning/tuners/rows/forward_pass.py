@@ -1,6 +1,5 @@
 """How packed rows go through the language model: as embeddings, or as ids whose embeddings are replaced on the way."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import InputError
-from .backbone import find_backbone, is_remote, token_embeddings
+from .backbone import find_backbone, is_remote, takes_argument, token_embeddings
 
 
 def reads_token_ids(model: PreTrainedModel) -> bool:
@@ -35,7 +34,7 @@ def placeholder_id(model: PreTrainedModel) -> int:
 def generates_from_ids_alone(model: PreTrainedModel) -> bool:
     """Say whether a model's `generate` needs ids or does not pass embeddings on (Bamba, Falcon-H1)."""
     prepare = getattr(model, "prepare_inputs_for_generation", None)
-    passed = prepare is None or "inputs_embeds" in inspect.signature(prepare).parameters
+    passed = prepare is None or takes_argument(prepare, "inputs_embeds")
     return reads_token_ids(model) or not passed
 
 

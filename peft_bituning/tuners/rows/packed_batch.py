@@ -62,7 +62,7 @@ class PackedBatch:
         layout = RowLayout.from_mask(mask, num_prefix, suffix is not None)
         if num_prefix == 0 and suffix is None:
             _refuse_empty(mask)
-        width, limit = num_prefix + tokens.shape[1] + int(layout.has_suffix), max_positions(model)
+        width, limit = layout.width, max_positions(model)
         if limit is not None and width > limit:
             longest = int(layout.lengths.max())  # only here, at the price of a device sync
             check_context(model, num_prefix, longest, int(layout.has_suffix))
@@ -121,8 +121,7 @@ class PackedBatch:
 
     def _fill(self, states: Tensor) -> Tensor:
         """Give states the columns of padding that were not run."""
-        full = self.layout.num_prefix + self.layout.order.shape[1] + int(self.layout.has_suffix)
-        missing = full - states.shape[1]
+        missing = self.layout.width - states.shape[1]
         return F.pad(states, (0, 0, 0, missing)) if missing else states
 
 

@@ -28,7 +28,7 @@ def why_not(model: PreTrainedModel) -> str | None:
     name, backbone = type(model).__name__, find_backbone(model)
     if reads_token_ids(model):
         return f"{name} needs token ids beside embeddings"
-    if not takes_argument(backbone, "past_key_values"):
+    if not takes_argument(backbone.forward, "past_key_values"):
         return f"{name} takes no keys and values"
     layers = getattr(empty_cache(model), "layers", [])
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
@@ -57,7 +57,7 @@ def _probe_slots(model: PreTrainedModel, kernel: str) -> str | None:
     name, backbone = type(model).__name__, find_backbone(model)
     if kernel not in ("eager", "sdpa"):
         return f"attention by {kernel} takes no 4-D masks"
-    if not takes_argument(backbone, "position_ids"):
+    if not takes_argument(backbone.forward, "position_ids"):
         return f"{name} takes no position ids"
     embeddings = token_embeddings(model)
     text = [number % embeddings.num_embeddings for number in range(PROBE_TEXT)]
@@ -119,9 +119,9 @@ def run_shared(
     if nesting is None and not shared:
         return None
     states = _run(model, rows, mask, nesting, shared)
-    return (
-        _tell(f"{WHOLE}: {type(model).__name__} keeps no keys and values for some layers") if states is None else states
-    )
+    if states is None:
+        _tell(f"{WHOLE}: {type(model).__name__} keeps no keys and values for some layers")
+    return states
 
 
 def _run(model: PreTrainedModel, rows: Tensor, mask: Tensor, nesting: Nesting | None, shared: int) -> Tensor | None:

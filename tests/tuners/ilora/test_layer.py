@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from peft_bituning.errors import ConfigurationError
-from peft_bituning.tuners.ilora.names import without_head
+from peft_bituning.tuners.ilora.layer import without_head
 
 
 @pytest.mark.parametrize("name", ["items", "train", "a.b", ""])

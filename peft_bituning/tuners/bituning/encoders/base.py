@@ -92,15 +92,13 @@ class PrefixEncoder(nn.Module):
         """Hide all items of some rows [B, N] in training, by `collaborative_dropout`."""
         return drop_rows(mask, self.config.collaborative_dropout if self.training else 0.0)
 
-    def forward(
-        self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
-    ) -> Prefix:
+    def forward(self, batch_size: int, embeds: Tensor | None, mask: Tensor | None) -> Prefix:
         """Make the prefix of every row.
 
         Args:
             batch_size: B.
-            collaborative_embeds: `C_u` [B, N, C], zero at padding; None only where `needs_collaborative` is False.
-            collaborative_mask: which items are real [B, N] bool, with `collaborative_embeds`.
+            embeds: `C_u` [B, N, C], zero at padding; None only where `needs_collaborative` is False.
+            mask: which items are real [B, N] bool, with `embeds`.
 
         Returns:
             The prefix.

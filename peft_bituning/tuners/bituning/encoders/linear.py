@@ -30,12 +30,10 @@ class LinearEncoder(PrefixEncoder):
         """Start `b` from token embeddings [P, D]."""
         self.projection.bias.copy_(tokens.flatten())
 
-    def forward(
-        self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
-    ) -> Prefix:
+    def forward(self, batch_size: int, embeds: Tensor | None, mask: Tensor | None) -> Prefix:
         """Project the mean of the row's items; see `PrefixEncoder.forward`."""
-        if collaborative_embeds is None or collaborative_mask is None:
+        if embeds is None or mask is None:
             raise TypeError("LinearEncoder needs collaborative_embeds and collaborative_mask")
-        mask = self.drop(collaborative_mask)
-        pooled = masked_mean(*fill_cold_rows(collaborative_embeds, mask, self.null))  # [B, C]
+        mask = self.drop(mask)
+        pooled = masked_mean(*fill_cold_rows(embeds, mask, self.null))  # [B, C]
         return Prefix(self.projection(pooled).view(batch_size, self.num_tokens, self.token_dim))

@@ -64,14 +64,12 @@ class MFormer(PrefixEncoder):
         if self.anchor is not None:
             self.anchor.copy_(tokens)
 
-    def forward(
-        self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
-    ) -> Prefix:
+    def forward(self, batch_size: int, embeds: Tensor | None, mask: Tensor | None) -> Prefix:
         """Choose an expert for each row and let it query the row's items; see `PrefixEncoder.forward`."""
-        if collaborative_embeds is None or collaborative_mask is None:
+        if embeds is None or mask is None:
             raise TypeError("MFormer needs collaborative_embeds and collaborative_mask")
-        mask = self.drop(collaborative_mask)
-        embeds, filled = fill_cold_rows(collaborative_embeds, mask, self.null)
+        mask = self.drop(mask)
+        embeds, filled = fill_cold_rows(embeds, mask, self.null)
         logits = self.router(embeds)  # [B, N, K]
         scores = row_scores(logits, filled)  # r: [B, K]
         best, expert = scores.max(-1)  # [B]
