@@ -31,7 +31,7 @@ def catalog_contrastive_loss(
         item_table: `h_i` [I, D]; takes no gradient.
         targets: catalog index of each row's next item [B].
         temperature: tau, > 0, without unit.
-        chunk_size: items a chunk; only `[B, chunk_size]` similarities are in memory, and the gradient is made in the
+        chunk_size: items per chunk; only `[B, chunk_size]` similarities are in memory, and the gradient is made in the
             same pass. None takes the whole table at once up to 1e8 similarities, and chunks of 8,192 above.
         reduction: `mean` for a scalar, `none` for [B].
         is_normalized: the rows of `item_table` have length 1 already.
