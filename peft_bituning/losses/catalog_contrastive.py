@@ -31,7 +31,7 @@ def catalog_contrastive_loss(
         item_table: `h_i` [I, D]; takes no gradient.
         targets: catalog index of each row's next item [B].
         temperature: tau, > 0, without unit.
-        chunk_size: items a chunk; only `[B, chunk_size]` similarities are in memory, and the gradient is made in the
+        chunk_size: items per chunk; only `[B, chunk_size]` similarities are in memory, and the gradient is made in the
             same pass. None takes the whole table at once up to 1e8 similarities, and chunks of 8,192 above.
         reduction: `mean` for a scalar, `none` for [B].
         is_normalized: the rows of `item_table` have length 1 already.
@@ -60,19 +60,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        users: Tensor,
-        table: Tensor,
-        targets: Tensor,
-        temperature: float,
-        chunk_size: int,
-        is_normalized: bool,
+        ctx: Any, users: Tensor, table: Tensor, targets: Tensor, temperature: float, chunk_size: int, is_unit: bool
     ) -> Tensor:
         largest = users.new_full((len(users),), float("-inf"))
         total = torch.zeros_like(largest)
         weighted = torch.zeros_like(users) if ctx.needs_input_grad[0] else None  # sum_i exp(logit_i - largest) h_i
         for rows in table.split(chunk_size):
-            chunk = _unit(rows, users.dtype, is_normalized)
+            chunk = _unit(rows, users.dtype, is_unit)
             logits = (users @ chunk.T).div_(temperature)  # [B, chunk_size]
             top = torch.maximum(largest, logits.amax(1))
             scale = torch.exp(largest - top)
@@ -81,7 +75,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if weighted is not None:
                 weighted.mul_(scale.unsqueeze(1)).addmm_(weights, chunk)
             largest = top
-        positives = _unit(table[targets], users.dtype, is_normalized)  # [B, D]
+        positives = _unit(table[targets], users.dtype, is_unit)  # [B, D]
         if weighted is not None:
             ctx.save_for_backward(weighted.div_(total.unsqueeze(1)).sub_(positives).div_(temperature))
         return largest + total.log() - (users * positives).sum(1) / temperature
@@ -113,11 +107,7 @@ def _check(
         raise InputError(f"chunk_size must be >= 1 or None, got {chunk_size!r}")
     if reduction not in ("mean", "none"):
         raise InputError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-    if (
-        targets.device.type == "cpu"
-        and targets.numel()
-        and not 0 <= int(targets.min()) <= int(targets.max()) < len(table)
-    ):
-        raise InputError(
-            f"targets must be catalog indices in [0, {len(table)}), got {int(targets.min())}..{int(targets.max())}"
-        )
+    if targets.device.type == "cpu" and targets.numel():
+        low, high = (int(each) for each in targets.aminmax())
+        if not 0 <= low <= high < len(table):
+            raise InputError(f"targets must be catalog indices in [0, {len(table)}), got {low}..{high}")

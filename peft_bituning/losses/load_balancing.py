@@ -39,20 +39,17 @@ def load_balancing_loss(router_logits: Tensor, mask: Tensor, scope: str = "batch
     logits = router_logits.to(torch.promote_types(router_logits.dtype, torch.float32)).masked_fill(~real, 0.0)
     probabilities = logits.softmax(-1) * real  # [B, N, K]
     chosen = (F.one_hot(logits.argmax(-1), num_experts) * real).to(logits.dtype)  # [B, N, K]
-    if scope == "row":
-        items = real.sum(1).clamp(min=1)  # [B, 1]
-        row_losses = num_experts * ((chosen.sum(1) / items) * (probabilities.sum(1) / items)).sum(-1)  # [B]
-        return row_losses.sum() / real.any(1).sum().clamp(min=1)
-    chosen_sum = chosen.sum((0, 1))  # [K]
-    probability_sum = probabilities.sum((0, 1))  # [K]
-    items = real.sum().to(probabilities.dtype)
-    if reduce and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    over = 1 if scope == "row" else (0, 1)
+    chosen_sum, probability_sum = chosen.sum(over), probabilities.sum(over)  # [B, K] or [K]
+    items = real.sum(over).to(probabilities.dtype)  # [B, 1] or [1]
+    if scope == "batch" and reduce and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         # The gradient of this all-reduce sums over processes too, which makes the mean that DDP takes exact.
         from torch.distributed.nn.functional import all_reduce
 
         probability_sum = all_reduce(probability_sum)
-        counts = torch.cat([chosen_sum, items.view(1)])
+        counts = torch.cat([chosen_sum, items])
         dist.all_reduce(counts)
-        chosen_sum, items = counts[:-1], counts[-1]
+        chosen_sum, items = counts[:-1], counts[-1:]
     items = items.clamp(min=1)
-    return num_experts * ((chosen_sum / items) * (probability_sum / items)).sum()
+    losses = num_experts * ((chosen_sum / items) * (probability_sum / items)).sum(-1)  # [B] or a scalar
+    return losses.sum() / real.any(1).sum().clamp(min=1) if scope == "row" else losses

@@ -8,9 +8,7 @@ from peft.utils import register_peft_method
 
 
 def register_tuner(name: str, config_cls: type, model_cls: type) -> None:
-    """Add the method `name` to PEFT, as a real member of `PeftType`.
-
-    Importing the package twice, or reloading it, registers once.
+    """Add the method `name` to PEFT, as a real member of `PeftType`; a second time changes nothing.
 
     Args:
         name: lower-case name of the method; its parameters carry the prefix `<name>_`.

@@ -1,8 +1,8 @@
 """Bi-Tuning: trainable virtual tokens before and after the text of a frozen language model (paper Section 3)."""
 
+from ..embedding_tuner import EmbeddingTuner
 from ..registration import register_tuner
 from ..rows.center import EmbeddingCenter
-from ..rows.embedding_tuner import EmbeddingTuner
 from ..rows.outputs import BiTuningOutput
 from .config import BiTuningConfig
 from .encoders import PrefixEncoder, prefix_encoders, register_prefix_encoder

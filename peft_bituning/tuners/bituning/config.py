@@ -1,15 +1,15 @@
 """The settings of a Bi-Tuning adapter."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftConfig, PeftType, TaskType
+from peft import PeftConfig, PeftType
 
 from ...errors import ConfigurationError
+from ..settings import check_one_of, check_positive_integer, check_share, setting, settle_task
 
 POOLINGS = ("suffix", "eos", "mean", "last")
 ROUTER_GRADIENTS = ("straight_through", "switch", "none")
-TASK_TYPES = (TaskType.FEATURE_EXTRACTION, TaskType.CAUSAL_LM)
 PAPER_WIDTH = 4096  # D of the paper's language model
 PAPER_SIZES = {
     "num_virtual_tokens": 32,
@@ -42,10 +42,6 @@ def sizes_for(width: int) -> dict[str, int]:
         "encoder_num_layers": max(2, 2 * round(6 * scale)),
         "encoder_num_attention_heads": max(4, hidden // 64),
     }
-
-
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -83,31 +79,29 @@ class BiTuningConfig(PeftConfig):
     """
 
     # None until the language model's width is known, as PEFT's own settings of virtual tokens are typed
-    num_virtual_tokens: int = _setting(None, "P, the number of prefix tokens.")
-    prefix_encoder: str = _setting("mformer", "What makes the prefix: mformer, linear, static, none, or your own.")
-    collaborative_dim: int | None = _setting(None, "C, the width of the collaborative embeddings.")
-    num_experts: int = _setting(None, "K, the number of query experts.")
-    encoder_hidden_size: int = _setting(None, "H, the width of the M-Former.")
-    encoder_num_layers: int = _setting(None, "Blocks of the M-Former.")
-    encoder_num_attention_heads: int = _setting(None, "Attention heads of the M-Former.")
-    encoder_intermediate_size: int | None = _setting(None, "Width of the M-Former's feed-forward layers; None is 4 H.")
-    encoder_cross_attention_frequency: int = _setting(
-        2, "Every how many blocks attend to the collaborative embeddings."
-    )
-    encoder_dropout: float = _setting(0.0, "Dropout inside the M-Former.")
-    router_gradient: str = _setting(
+    num_virtual_tokens: int = setting(None, "P, the number of prefix tokens.")
+    prefix_encoder: str = setting("mformer", "What makes the prefix: mformer, linear, static, none, or your own.")
+    collaborative_dim: int | None = setting(None, "C, the width of the collaborative embeddings.")
+    num_experts: int = setting(None, "K, the number of query experts.")
+    encoder_hidden_size: int = setting(None, "H, the width of the M-Former.")
+    encoder_num_layers: int = setting(None, "Blocks of the M-Former.")
+    encoder_num_attention_heads: int = setting(None, "Attention heads of the M-Former.")
+    encoder_intermediate_size: int | None = setting(None, "Width of the M-Former's feed-forward layers; None is 4 H.")
+    encoder_cross_attention_frequency: int = setting(2, "Every how many blocks attend to the collaborative embeddings.")
+    encoder_dropout: float = setting(0.0, "Dropout inside the M-Former.")
+    router_gradient: str = setting(
         "straight_through", "How the router learns from the recommendation loss: straight_through, switch or none."
     )
-    router_aux_loss_coef: float = _setting(0.01, "Weight of the load-balancing loss.")
-    collaborative_dropout: float = _setting(0.0, "Share of training rows treated as without collaborative information.")
-    pooling: str = _setting("suffix", "Which state is the embedding: suffix, eos, mean or last.")
-    center_embeddings: bool = _setting(False, "Take the mean of the items' unit embeddings off every unit embedding.")
-    prefix_token_ids: list[int] | None = _setting(
+    router_aux_loss_coef: float = setting(0.01, "Weight of the load-balancing loss.")
+    collaborative_dropout: float = setting(0.0, "Share of training rows treated as without collaborative information.")
+    pooling: str = setting("suffix", "Which state is the embedding: suffix, eos, mean or last.")
+    center_embeddings: bool = setting(False, "Take the mean of the items' unit embeddings off every unit embedding.")
+    prefix_token_ids: list[int] | None = setting(
         None, "Vocabulary ids the prefix starts from; None draws it at random."
     )
-    suffix_token_id: int | None = _setting(None, "Vocabulary id the suffix starts from; None draws it at random.")
-    init_weights: bool = _setting(True, "Draw virtual tokens at the scale of the model's own token embeddings.")
-    modules_to_save: list[str] | None = _setting(
+    suffix_token_id: int | None = setting(None, "Vocabulary id the suffix starts from; None draws it at random.")
+    init_weights: bool = setting(True, "Draw virtual tokens at the scale of the model's own token embeddings.")
+    modules_to_save: list[str] | None = setting(
         None, "Modules of the base model to train and save in full beside the adapter."
     )
 
@@ -115,21 +109,16 @@ class BiTuningConfig(PeftConfig):
         """Set PEFT's own fields and check every range."""
         super().__post_init__()
         self.peft_type = PeftType.BITUNING  # type: ignore[attr-defined]
-        if self.task_type is None:
-            # PeftModel.forward of no task silently returns the base model's output.
-            self.task_type = TaskType.FEATURE_EXTRACTION
-        self._check_one_of("task_type", self.task_type, tuple(task.value for task in TASK_TYPES))
-        self._check_one_of("pooling", self.pooling, POOLINGS)
-        self._check_one_of("router_gradient", self.router_gradient, ROUTER_GRADIENTS)
+        settle_task(self)
+        check_one_of("pooling", self.pooling, POOLINGS)
+        check_one_of("router_gradient", self.router_gradient, ROUTER_GRADIENTS)
         for name in (*PAPER_SIZES, "collaborative_dim", "encoder_intermediate_size"):
             if getattr(self, name) is not None:
-                self._check_positive_integer(name)
-        self._check_positive_integer("encoder_cross_attention_frequency")
+                check_positive_integer(name, getattr(self, name))
+        check_positive_integer("encoder_cross_attention_frequency", self.encoder_cross_attention_frequency)
         self._check_heads()
-        for name in ("encoder_dropout", "collaborative_dropout"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value < 1):
-                raise ConfigurationError(f"{name} must be in [0, 1), got {value!r}")
+        check_share("encoder_dropout", self.encoder_dropout)
+        check_share("collaborative_dropout", self.collaborative_dropout)
         if not (isinstance(self.router_aux_loss_coef, int | float) and self.router_aux_loss_coef >= 0):
             raise ConfigurationError(f"router_aux_loss_coef must be >= 0, got {self.router_aux_loss_coef!r}")
         self._check_token_ids()
@@ -183,15 +172,6 @@ class BiTuningConfig(PeftConfig):
             raise ConfigurationError(
                 f"suffix_token_id must be None for pooling={self.pooling!r}, got {self.suffix_token_id!r}"
             )
-
-    def _check_one_of(self, name: str, value: object, known: tuple[str, ...]) -> None:
-        if value not in known:
-            raise ConfigurationError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-    def _check_positive_integer(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigurationError(f"{name} must be an integer >= 1, got {value!r}")
 
 
 def _is_token_id(value: object) -> bool:

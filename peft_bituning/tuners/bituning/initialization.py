@@ -4,20 +4,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..adapter_layer import make_suffix
 from ..rows.backbone import INITIAL_SCALE, device_of, embedding_scale, embeddings_of, token_embeddings, token_width
+from ..rows.center import EmbeddingCenter
 from .config import BiTuningConfig
 from .encoders import PrefixEncoder, build_prefix_encoder
 
 
-def make_virtual_tokens(model: PreTrainedModel, config: BiTuningConfig) -> tuple[PrefixEncoder, nn.Embedding | None]:
-    """Draw an adapter's weights.
-
-    Args:
-        model: the language model.
-        config: the adapter's settings.
-
-    Returns:
-        The prefix encoder, and the suffix [1, D], or None where the pooling has none.
+def make_virtual_tokens(
+    model: PreTrainedModel, config: BiTuningConfig
+) -> tuple[PrefixEncoder, nn.Embedding | None, EmbeddingCenter | None]:
+    """Make an adapter's prefix encoder, suffix [1, D] and center, None where the settings have none.
 
     Raises:
         ConfigurationError: settings that do not fit the model.
@@ -25,30 +22,18 @@ def make_virtual_tokens(model: PreTrainedModel, config: BiTuningConfig) -> tuple
     width = token_width(model)
     scale = embedding_scale(model) if config.init_weights else INITIAL_SCALE
     encoder = build_prefix_encoder(config, width, scale)
-    if config.pooling != "suffix":
-        return encoder, None
-    suffix = nn.Embedding(1, width)
-    nn.init.normal_(suffix.weight, std=scale)
-    return encoder, suffix
+    suffix = make_suffix(model, scale) if config.pooling == "suffix" else None
+    _start_from_tokens(model, config, encoder, suffix)
+    return encoder, suffix, EmbeddingCenter(width) if config.center_embeddings else None
 
 
-def start_from_tokens(
+def _start_from_tokens(
     model: PreTrainedModel, config: BiTuningConfig, encoder: PrefixEncoder, suffix: nn.Embedding | None
 ) -> None:
-    """Put the embeddings of the tokens that the settings name into the prefix and the suffix.
-
-    Args:
-        model: the language model.
-        config: the adapter's settings.
-        encoder: the prefix encoder; on the meta device nothing is put, as the weights come from a file.
-        suffix: the suffix, or None.
-
-    Raises:
-        ConfigurationError: an id outside the vocabulary, or an encoder that cannot start from tokens.
-    """
+    """Put the embeddings of the tokens that the settings name into the prefix, repeated or cut, and the suffix."""
     nowhere = device_of(token_embeddings(model)).type == "meta"
     if nowhere or any(parameter.is_meta for parameter in encoder.parameters()):
-        return
+        return  # the weights come from a file
     if config.prefix_token_ids is not None:
         count = encoder.num_tokens
         ids = (config.prefix_token_ids * -(-count // len(config.prefix_token_ids)))[:count]

@@ -1,11 +1,9 @@
 """The Bi-Tuning tuner: a frozen language model between trainable virtual tokens."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
-from accelerate import init_empty_weights
 from peft import PeftConfig
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
@@ -13,19 +11,16 @@ from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError, UnsupportedOperationError
 from ...losses import load_balancing_loss
-from ..rows.adapter_file import check_fit
-from ..rows.backbone import device_of, eos_token_id, find_backbone, token_embeddings, token_width
+from ..embedding_tuner import Collaborative, EmbeddingTuner, Text
+from ..rows.backbone import device_of, eos_token_id, token_embeddings
 from ..rows.center import EmbeddingCenter
-from ..rows.embedding_tuner import Collaborative, EmbeddingTuner, Text
 from ..rows.forward_pass import feed, generates_from_ids_alone, placeholder_id
 from ..rows.outputs import BiTuningOutput
 from ..rows.packed_batch import PackedBatch
-from ..rows.quantization import keep_differentiable
 from .config import BiTuningConfig
 from .encoders import Prefix, PrefixEncoder
-from .initialization import make_virtual_tokens, start_from_tokens
-from .keys import adapter_keys, without_adapter_name
-from .layer import LAYER_NAME, NO_MERGING, VirtualTokens
+from .initialization import make_virtual_tokens
+from .layer import VirtualTokens
 
 
 class BiTuningModel(EmbeddingTuner):
@@ -35,19 +30,15 @@ class BiTuningModel(EmbeddingTuner):
     prompt go in as embeddings, so only the new tokens come back [B, new], as transformers does for `inputs_embeds`, and
     processors that read the prompt, such as a repetition penalty, see the new tokens alone.
 
-    Args:
-        model: a causal language model of transformers, or its headless model.
-        peft_config: the adapter's settings.
-        adapter_name: its name.
-        low_cpu_mem_usage: make the adapter's weights on the meta device.
-        state_dict: not used; the adapter's structure comes from its settings.
+    Its arguments are those of `EmbeddingTuner`.
     """
 
     prefix = "bituning_"
     method = "Bi-Tuning"
-    layer_name = LAYER_NAME
+    config_cls = BiTuningConfig
+    layer_cls = VirtualTokens
+    file_parts = VirtualTokens.adapter_layer_names
     one_each = "a row has one prefix and one suffix"
-    no_merging = NO_MERGING
     no_weighting = (
         "Bi-Tuning adapters cannot be combined into a weighted one: states of the language model are not linear in its "
         "inputs"
@@ -96,8 +87,7 @@ class BiTuningModel(EmbeddingTuner):
         """The token after the text [1, 1, D]: trainable, the frozen EOS embedding, or none."""
         pooling = self._pooling(name)
         if pooling == "suffix":
-            suffix = self._layer.suffix(name)
-            return None if suffix is None else suffix.unsqueeze(0)
+            return self._layer.suffix(name)
         if pooling == "eos":
             embeddings = token_embeddings(self.model)
             return embeddings(torch.tensor([[eos_token_id(self.model)]], device=device_of(embeddings)))
@@ -128,63 +118,26 @@ class BiTuningModel(EmbeddingTuner):
         """What the embeddings of the active adapter are centered by; None where they are not."""
         return self._layer.center(self._active())
 
-    def inject_adapter(  # type: ignore[override]  # a transformers model, not any module
-        self,
-        model: PreTrainedModel,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Add an adapter's virtual tokens to the model; called by PEFT.
-
-        Args:
-            model: the language model.
-            adapter_name: the adapter's name.
-            autocast_adapter_dtype: not used here; see `_cast_adapter_dtype`.
-            low_cpu_mem_usage: make the weights on the meta device.
-            state_dict: not used; the structure comes from the settings.
-
-        Raises:
-            ConfigurationError: settings that do not fit the model.
-            UnsupportedModelError: the model cannot be Bi-Tuned.
-        """
-        config = self.peft_config[adapter_name]
-        if not isinstance(config, BiTuningConfig):
-            raise ConfigurationError(f"peft_config must be a BiTuningConfig, got {type(config).__name__}")
-        self._check_new_adapter_config(config)
-        find_backbone(model)
+    def _make_parts(self, model: PreTrainedModel, config: BiTuningConfig) -> tuple[nn.Module | None, ...]:
         if config.pooling == "eos" and eos_token_id(model) is None:
             raise ConfigurationError(
                 "pooling must be suffix, mean or last for a model whose configuration names no eos_token_id, got 'eos'"
             )
-        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            encoder, suffix = make_virtual_tokens(model, config)
-        center = EmbeddingCenter(token_width(model)) if config.center_embeddings else None
-        start_from_tokens(model, config, encoder, suffix)
-        layer = getattr(model, LAYER_NAME, None) or VirtualTokens(token_embeddings(model))
-        layer.check_name(adapter_name, encoder)
-        if not hasattr(model, LAYER_NAME):
+        return make_virtual_tokens(model, config)
+
+    def _adapt(self, model: PreTrainedModel, adapter_name: str, layer: VirtualTokens, low_cpu_mem_usage: bool) -> None:
+        """Freeze the model, and let modules that the settings name be trained beside the adapter."""
+        config = self.peft_config[adapter_name]
+        self._check_new_adapter_config(config)
+        if not layer.adapters:
             model.requires_grad_(False)
-            keep_differentiable(model)
-            model.add_module(LAYER_NAME, layer)
-            self._layer.set_adapter([adapter_name])
-        self._layer.add(adapter_name, encoder, suffix, center)
-        self._layer._move_adapter_to_device_of_base_layer(adapter_name)
-        active = adapter_name in self.active_adapters
-        self._layer.set_requires_grad(adapter_name, active and not config.inference_mode)
-        # PEFT matches `modules_to_save` by the end of names: the layer, with an M-Former's `norm`, is out meanwhile.
-        del model._modules[LAYER_NAME]
-        try:
-            set_additional_trainable_modules(
-                model=model,
-                peft_config=config,
-                model_config=self.get_model_config(self),
-                adapter_name=adapter_name,
-                activate_adapter=active,
-            )
-        finally:
-            model.add_module(LAYER_NAME, layer)
+        set_additional_trainable_modules(
+            model=model,
+            peft_config=config,
+            model_config=self.get_model_config(self),
+            adapter_name=adapter_name,
+            activate_adapter=adapter_name in self.active_adapters,
+        )
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config
@@ -192,38 +145,6 @@ class BiTuningModel(EmbeddingTuner):
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         """Not used: no module of the base model is replaced."""
         raise UnsupportedOperationError("Bi-Tuning replaces no module of the base model")
-
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Keep the adapter in float32, or in the base model's type where PEFT is told not to cast."""
-        if autocast_adapter_dtype:
-            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=True)
-            return
-        dtype = token_embeddings(self.model).weight.dtype
-        if not dtype.is_floating_point:
-            return
-        self._layer.encoder(adapter_name).to(dtype)
-        if adapter_name in self._layer.bituning_suffix:
-            self._layer.bituning_suffix[adapter_name].to(dtype)
-
-    # ------------------------------------------------------------------ files
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """`...bituning_prefix.NAME.router.weight` -> `...bituning_prefix.router.weight`: the name stands mid-key."""
-        short = without_adapter_name(key, adapter_name)
-        if short is not None:
-            return short
-        return super()._remove_adapter_name_from_key(key, adapter_name)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Map file keys to model keys and refuse what does not fit; PEFT itself would load with `strict=False`."""
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        tensors = model.state_dict()
-        check_fit(adapter_name, remapped, tensors, adapter_keys(tensors, adapter_name))
-        return remapped
 
 
 def _new_tokens(output: Any, prompt: int) -> Any:

@@ -13,9 +13,6 @@ NULL_SCALE = 0.02
 class InstanceGate(nn.Linear):
     """`g = softmax(W_g h_u)`, where `h_u` is the last or the mean real state of `C_u`, or the learned `null` [C].
 
-    Args:
-        config: the adapter's settings.
-
     Raises:
         ConfigurationError: `collaborative_dim` is missing.
     """
@@ -33,15 +30,7 @@ class InstanceGate(nn.Linear):
         self.collaborative_dropout = config.collaborative_dropout
 
     def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]  # a row's states, not inputs
-        """Weigh the experts of every row.
-
-        Args:
-            embeds: `C_u` [B, N, C], zero at padding.
-            mask: which of its rows are real [B, N] bool; rows with none take `null`.
-
-        Returns:
-            The gates [B, K]; each row adds up to 1.
-        """
+        """Weigh the experts [B, K], in sum 1, by `C_u` [B, N, C] and mask [B, N] bool; cold rows take `null`."""
         mask = drop_rows(mask, self.collaborative_dropout if self.training else 0.0)
         embeds, mask = fill_cold_rows(embeds, mask, self.null)
         if self.pooling == "mean":

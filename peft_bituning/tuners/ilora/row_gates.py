@@ -19,7 +19,7 @@ class RowsOnTheWay(NamedTuple):
 
     Args:
         gates: each row's weights of the experts [B, K].
-        width: tokens a row W, padding among them; None where it changes from step to step (`generate`).
+        width: tokens per row W, padding among them; None where it changes from step to step (`generate`).
     """
 
     gates: Tensor
@@ -45,38 +45,25 @@ class RowGates:
         return getattr(self._local, "rows", None)
 
     @contextmanager
-    def use(self, rows: RowsOnTheWay) -> Iterator[None]:
-        """Give the layers these gates while inside; passes may nest.
+    def use(self, rows: RowsOnTheWay, model: nn.Module | None = None) -> Iterator[None]:
+        """Give the layers the gates of the rows that are about to run, while inside; passes may nest.
 
-        Args:
-            rows: the rows that are about to run.
+        Given the model, its layers that run again in the backward pass do so with the gates of their forward pass.
+        These become an input of the checkpointed function: they get their gradient through it, also where
+        checkpointing is reentrant, and every forward pass keeps its own until its backward pass.
         """
+        found = [] if model is None else [(each, key) for each in model.modules() for key in CHECKPOINTS]
+        originals = [(each, key, getattr(each, key)) for each, key in found if key in each.__dict__]
         outer = self.rows
         self._local.rows = rows
         try:
+            for each, key, original in originals:
+                setattr(each, key, partial(self._checkpoint, original))
             yield
         finally:
+            for each, key, original in originals:
+                setattr(each, key, original)
             self._local.rows = outer
-
-    @contextmanager
-    def reach_checkpoints(self, model: nn.Module) -> Iterator[None]:
-        """Make layers that run again in the backward pass run with the gates of their forward pass.
-
-        The gates become an input of the checkpointed function: they get their gradient through it, also where
-        checkpointing is reentrant, and every forward pass keeps its own until its backward pass.
-
-        Args:
-            model: the language model.
-        """
-        found = [(each, name) for each in model.modules() for name in CHECKPOINTS if name in each.__dict__]
-        originals = [(each, name, getattr(each, name)) for each, name in found]
-        try:
-            for each, name, original in originals:
-                setattr(each, name, partial(self._checkpoint, original))
-            yield
-        finally:
-            for each, name, original in originals:
-                setattr(each, name, original)
 
     def _checkpoint(self, original: Callable[..., Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         rows = self.rows
@@ -91,14 +78,11 @@ class RowGates:
             return function(*args, **kwargs)
 
     def scale(self, states: Tensor) -> Tensor:
-        """Scale each expert's share of low-rank states by its row's gate.
+        """Scale each expert's share of low-rank states by its row's gate, which is repeated r / K times.
 
         Args:
             states: outputs of `lora_A`: [B, ..., r], flattened tokens [B W, r], or a multiple of B where `generate`
                 repeats its rows.
-
-        Returns:
-            `states` times the gates, each repeated r / K times.
 
         Raises:
             InputError: no pass is going on.

@@ -17,14 +17,7 @@ QUANTISED = ("Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear")
 
 
 def can_be_gated(layer: LoraLayer) -> bool:
-    """Say whether a LoRA layer of PEFT runs variants on low-rank states.
-
-    Args:
-        layer: the layer.
-
-    Returns:
-        True for linear layers, those quantised by bitsandbytes, GPTQ, HQQ and torchao among them.
-    """
+    """Say whether a LoRA layer of PEFT runs variants on low-rank states: a linear one, quantised ones among them."""
     return isinstance(layer, Linear) or type(layer).__name__ in QUANTISED
 
 
@@ -47,18 +40,7 @@ class GatedVariant(LoraVariant):
     def forward(  # type: ignore[override]  # PEFT's are static, as they keep nothing
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """Add the experts' part to a layer's result.
-
-        Args:
-            module: the layer.
-            active_adapter: the adapter's name.
-            x: the layer's input [B, ..., in].
-            result: the base layer's output [B, ..., out].
-            kwargs: what other variants need.
-
-        Returns:
-            [B, ..., out].
-        """
+        """Add the experts' part to a layer's result [B, ..., out] for its input [B, ..., in]."""
         states = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))  # [B, ..., r]
         states = self.row_gates.scale(states)
         return result + module.lora_B[active_adapter](states) * (module.scaling[active_adapter] * self.num_experts)
@@ -67,13 +49,7 @@ class GatedVariant(LoraVariant):
         """Nothing: the layer's own weights are all there is."""
 
     def merge_safe(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
-        """Refuse: the weights differ by row."""
+        """Refuse, and so do the others: the weights differ by row."""
         raise UnsupportedOperationError(NO_MERGING)
 
-    def merge_unsafe(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
-        """Refuse: the weights differ by row."""
-        raise UnsupportedOperationError(NO_MERGING)
-
-    def unmerge(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
-        """Refuse: nothing was merged."""
-        raise UnsupportedOperationError(NO_MERGING)
+    merge_unsafe = unmerge = merge_safe  # type: ignore[assignment]

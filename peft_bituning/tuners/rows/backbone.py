@@ -1,9 +1,9 @@
 """The headless part of a language model: what turns token embeddings into hidden states."""
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft.utils.integrations import gather_params_ctx
@@ -23,9 +23,6 @@ INITIAL_SCALE = 0.02
 def find_backbone(model: PreTrainedModel) -> nn.Module:
     """Find the module that runs the transformer without its language-model head.
 
-    Args:
-        model: a causal LM, or its headless model.
-
     Returns:
         The module that owns the input embeddings and takes `inputs_embeds`, or any arguments where its code is not
         transformers' own.
@@ -33,26 +30,15 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
     Raises:
         UnsupportedModelError: the model is an encoder, an encoder-decoder, or has no such module.
     """
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"the base model must be a decoder-only (causal) language model, got the encoder-decoder "
-            f"{type(model).__name__}; load one with AutoModelForCausalLM, such as SmolLM2, Llama or Qwen"
-        )
-    if not hasattr(model, "get_input_embeddings"):
-        raise UnsupportedModelError(
-            f"the base model must be a transformers causal language model, got {type(model).__name__}; load one "
-            "with AutoModelForCausalLM.from_pretrained"
-        )
-    _refuse_encoder(model)
+    _refuse_other_kinds(model)
     embeddings = token_embeddings(model)
     for candidate in _candidates(model):
         if candidate is model or not isinstance(candidate, nn.Module):
             continue
-        takes = is_remote(model) or _takes_embeddings(candidate)
+        takes = is_remote(model) or takes_argument(candidate.forward, "inputs_embeds")
         if takes and any(module is embeddings for module in candidate.modules()):
             return candidate
-    if model.get_output_embeddings() is None and _takes_embeddings(model):
+    if model.get_output_embeddings() is None and takes_argument(model.forward, "inputs_embeds"):
         return model
     raise UnsupportedModelError(
         f"the base model must have a headless backbone that takes `inputs_embeds` and owns the token embeddings, "
@@ -61,37 +47,24 @@ def find_backbone(model: PreTrainedModel) -> nn.Module:
 
 
 def is_remote(model: PreTrainedModel) -> bool:
-    """Say whether a model's code comes from outside transformers (`trust_remote_code`).
-
-    Args:
-        model: a transformers model.
-
-    Returns:
-        Whether its class is defined elsewhere.
-    """
+    """Say whether a model's code comes from outside transformers (`trust_remote_code`)."""
     return not type(model).__module__.startswith("transformers.")
 
 
+def takes_argument(function: Callable[..., Any], name: str) -> bool:
+    """Say whether a function names an argument so."""
+    return name in inspect.signature(function).parameters
+
+
 def token_embeddings(model: PreTrainedModel) -> nn.Embedding:
-    """Return the module that turns token ids into embeddings; some models scale inside it.
-
-    Args:
-        model: a transformers model.
-
-    Returns:
-        The input embeddings, an `nn.Embedding` or a module with its attributes.
-    """
+    """Return the `nn.Embedding`, or what has its attributes, that embeds token ids; some models scale inside it."""
     return cast(nn.Embedding, model.get_input_embeddings())
 
 
 def device_of(embeddings: nn.Module) -> torch.device:
-    """Return where a module computes: accelerate's hooks bring offloaded weights, kept on `meta`, there.
+    """Return where embeddings compute: accelerate's hooks bring offloaded weights, kept on `meta`, there.
 
-    Args:
-        embeddings: the token embeddings.
-
-    Returns:
-        The device of its inputs; `meta` where the weights are nowhere.
+    It is `meta` where the weights are nowhere.
     """
     weight = cast(Tensor, embeddings.weight)
     hook = getattr(embeddings, "_hf_hook", None)
@@ -100,29 +73,8 @@ def device_of(embeddings: nn.Module) -> torch.device:
     return torch.device(getattr(hook, "execution_device", None) or "cpu")
 
 
-def move_beside(embeddings: nn.Module, parts: Iterable[nn.Module], device: torch.device | str | None = None) -> None:
-    """Move an adapter's modules to where the token embeddings compute.
-
-    Args:
-        embeddings: the token embeddings.
-        parts: the adapter's modules; what is on the meta device stays there.
-        device: another device in place of theirs.
-    """
-    target = device_of(embeddings) if device is None else torch.device(device)
-    for tensor in [each for part in parts for each in (*part.parameters(), *part.buffers())]:
-        if not (tensor.is_meta or target.type == "meta"):
-            tensor.data = tensor.data.to(target)
-
-
 def token_width(model: PreTrainedModel) -> int:
-    """Return D, the width of the token embeddings (not always the hidden size).
-
-    Args:
-        model: a transformers model.
-
-    Returns:
-        D.
-    """
+    """Return D, the width of the token embeddings (not always the hidden size)."""
     embeddings = token_embeddings(model)
     return int(getattr(embeddings, "embedding_dim", None) or embeddings.weight.shape[-1])
 
@@ -130,16 +82,9 @@ def token_width(model: PreTrainedModel) -> int:
 def embed_text(
     model: PreTrainedModel, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Turn the text inputs of a batch into token embeddings and their mask.
+    """Return token embeddings [B, T, D] and mask [B, T] of a batch's text, given as ids [B, T] or as embeddings.
 
-    Args:
-        model: a transformers model.
-        input_ids: the text [B, T], or None.
-        attention_mask: which tokens are real [B, T]; None means all of them.
-        inputs_embeds: token embeddings [B, T, D] in place of `input_ids`, or None.
-
-    Returns:
-        Token embeddings [B, T, D] and mask [B, T].
+    A mask that is None says that all tokens are real.
 
     Raises:
         InputError: neither or both are given, or their shapes do not fit.
@@ -152,26 +97,20 @@ def embed_text(
             raise InputError(f"input_ids must be [B, T], got {list(input_ids.shape)}")
         inputs_embeds = token_embeddings(model)(input_ids)
     width = token_width(model)
-    if inputs_embeds is None or inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width:
-        shape = None if inputs_embeds is None else list(inputs_embeds.shape)
-        raise InputError(f"inputs_embeds must be [B, T, D] with D = {width}, got {shape}")
+    tokens = cast(Tensor, inputs_embeds)
+    if tokens.ndim != 3 or tokens.shape[2] != width:
+        raise InputError(f"inputs_embeds must be [B, T, D] with D = {width}, got {list(tokens.shape)}")
     if attention_mask is None:
-        attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-    if attention_mask.shape != inputs_embeds.shape[:2]:
-        raise InputError(
-            f"attention_mask must be [B, T] = {list(inputs_embeds.shape[:2])}, got {list(attention_mask.shape)}"
-        )
-    return inputs_embeds, attention_mask
+        attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    if attention_mask.shape != tokens.shape[:2]:
+        raise InputError(f"attention_mask must be [B, T] = {list(tokens.shape[:2])}, got {list(attention_mask.shape)}")
+    return tokens, attention_mask
 
 
 def embedding_scale(model: PreTrainedModel) -> float:
     """Measure the standard deviation of the embedding module's output over a sample of the vocabulary.
 
-    Args:
-        model: a transformers model.
-
-    Returns:
-        The standard deviation; 0.02 where the weights are not in memory (meta device).
+    It is 0.02 where the weights are not in memory (meta device).
     """
     embeddings = token_embeddings(model)
     device = device_of(embeddings)
@@ -184,14 +123,7 @@ def embedding_scale(model: PreTrainedModel) -> float:
 
 
 def embeddings_of(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
-    """Look up token embeddings as the model's first layer sees them.
-
-    Args:
-        model: a transformers model.
-        token_ids: M vocabulary ids.
-
-    Returns:
-        [M, D], without gradient.
+    """Look up the embeddings [M, D] of M vocabulary ids as the model's first layer sees them, without gradient.
 
     Raises:
         ConfigurationError: an id outside the vocabulary.
@@ -217,7 +149,7 @@ def check_context(model: PreTrainedModel, num_prefix: int, num_text: int, num_su
     """Check that prefix, text and suffix fit the model's context: `P + T + 1 <= max_position_embeddings`.
 
     Args:
-        model: a transformers model; one without a stated maximum takes any length.
+        model: the language model; one without a stated maximum takes any length.
         num_prefix: P, tokens.
         num_text: text tokens of the longest row.
         num_suffix: 1 with a suffix, else 0.
@@ -245,38 +177,38 @@ def max_positions(model: PreTrainedModel) -> int | None:
 @contextmanager
 def _whole(module: nn.Module) -> Iterator[None]:
     """Put a module's weights together where ZeRO-3 or FSDP2 keeps them in pieces; call its `forward`, not its hooks."""
-    unshard, reshard = getattr(module, "unshard", None), getattr(module, "reshard", None)
+    in_pieces: Any = module if hasattr(module, "unshard") else None
     with gather_params_ctx(module.parameters(), modifier_rank=None):
-        if unshard is None or reshard is None:
-            yield
-            return
-        unshard()
+        if in_pieces is not None:
+            in_pieces.unshard()
         try:
             yield
         finally:
-            reshard()
+            if in_pieces is not None:
+                in_pieces.reshard()
 
 
-def _candidates(model: PreTrainedModel) -> list[object]:
-    found: list[object] = []
-    if hasattr(model, "get_decoder"):
-        with suppress(AttributeError, NotImplementedError):
-            found.append(model.get_decoder())
-    found.append(getattr(model, "base_model", None))
-    return found
+def _candidates(model: PreTrainedModel) -> Iterator[object]:
+    with suppress(AttributeError, NotImplementedError):
+        yield model.get_decoder()
+    yield getattr(model, "base_model", None)
 
 
-def _takes_embeddings(module: nn.Module) -> bool:
-    return "inputs_embeds" in inspect.signature(module.forward).parameters
-
-
-def _refuse_encoder(model: PreTrainedModel) -> None:
+def _refuse_other_kinds(model: PreTrainedModel) -> None:
     """Refuse models in which a token sees the tokens after it, a suffix among them, or which encode for a decoder."""
-    kind = getattr(model.config, "model_type", "")
+    config, what = getattr(model, "config", None), type(model).__name__
+    kind = getattr(config, "model_type", "")
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False)
-    if masked or (kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and not causal):
+    masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    pair = getattr(config, "is_encoder_decoder", False)
+    if pair or masked or (kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and not causal):
         raise UnsupportedModelError(
-            f"the base model must be a decoder-only (causal) language model, got the encoder {type(model).__name__}; "
-            "load one with AutoModelForCausalLM, such as SmolLM2, Llama or Qwen"
+            "the base model must be a decoder-only (causal) language model, got the "
+            f"{'encoder-decoder' if pair else 'encoder'} {what}; load one with AutoModelForCausalLM, such as SmolLM2, "
+            "Llama or Qwen"
+        )
+    if not hasattr(model, "get_input_embeddings"):
+        raise UnsupportedModelError(
+            f"the base model must be a transformers causal language model, got {what}; load one with "
+            "AutoModelForCausalLM.from_pretrained"
         )

@@ -34,13 +34,10 @@ class EmbeddingCenter(nn.Module):
         return F.normalize(embeddings.float(), dim=-1) - self.weight.float()
 
     def move(self, embeddings: Tensor) -> Tensor:
-        """Move the center to the mean of embeddings.
-
-        Args:
-            embeddings: [M, D] as `forward` returned them.
+        """Move the center to the mean of embeddings [M, D] that `forward` returned.
 
         Returns:
-            What it returns of the same rows from now on [M, D].
+            What `forward` returns of the same rows from now on [M, D].
         """
         mean = embeddings.mean(0)
         with torch.no_grad():

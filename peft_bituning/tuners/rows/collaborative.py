@@ -9,7 +9,7 @@ from ...errors import InputError
 def check_collaborative(
     reader: str, width: int, dtype: torch.dtype, batch_size: int, embeds: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Check what a frozen recommender says of a batch and make padding inert.
+    """Check what a frozen recommender says of a batch of B rows and make padding inert.
 
     Args:
         reader: who reads it, for messages.
@@ -56,43 +56,18 @@ def check_collaborative(
 
 
 def drop_rows(mask: Tensor, rate: float) -> Tensor:
-    """Hide all items of some training rows, so that the reader learns to do without.
-
-    Args:
-        mask: [B, N] bool.
-        rate: share of the rows, from 0 to 1.
-
-    Returns:
-        The mask with the rows that were drawn set to False.
-    """
+    """Hide all items of a share of the rows, by their mask [B, N] bool, so that the reader learns to do without."""
     return mask if rate == 0.0 else mask & (torch.rand(mask.shape[0], 1, device=mask.device) >= rate)
 
 
 def fill_cold_rows(embeds: Tensor, mask: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
-    """Give rows without any item the learned `null` vector as their only item.
-
-    Args:
-        embeds: `C_u` [B, N, C], zero at padding.
-        mask: [B, N] bool.
-        null: [C].
-
-    Returns:
-        `C_u` and mask in which every row has at least one item.
-    """
+    """Give rows of `C_u` [B, N, C] without any item in their mask [B, N] bool `null` [C] as their only one."""
     first = torch.arange(mask.shape[1], device=mask.device) == 0  # [N]
     slot = ~mask.any(1, keepdim=True) & first  # [B, N]
     return torch.where(slot.unsqueeze(-1), null, embeds), mask | slot
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Average over the real items of each row.
-
-    Args:
-        values: [B, N, X].
-        mask: [B, N] bool; every row has at least one item.
-
-    Returns:
-        [B, X].
-    """
+    """Average values [B, N, X] over the real items of each row, of which it has at least one: [B, X]."""
     weights = mask.unsqueeze(-1).to(values.dtype)
     return (values * weights).sum(1) / weights.sum(1)

@@ -32,12 +32,7 @@ class CommonStart:
 
     @classmethod
     def of(cls, model: PreTrainedModel, rows: Tensor, hosts: int) -> "CommonStart | None":
-        """Run the start of a batch, or find it where `keep_starts` kept one that serves.
-
-        Args:
-            model: a transformers model.
-            rows: the input embeddings that the batch's rows have in common [1, S, D].
-            hosts: how many rows there are.
+        """Run the start [1, S, D] of a batch of so many rows, or find it where `keep_starts` kept one that serves.
 
         Returns:
             All of it, or the part of it that is known; None where the model keeps no keys and values for some layers.

@@ -17,9 +17,6 @@ class EmbeddingModel(Protocol):
 
     A `PeftModel` with a Bi-Tuning or an iLoRA adapter is one, as it passes on what its tuner offers; so is any
     `nn.Module` with these names.
-
-    Args:
-        training: whether it is in training mode, as of any module.
     """
 
     training: bool

@@ -1,6 +1,5 @@
 """How packed rows go through the language model: as embeddings, or as ids whose embeddings are replaced on the way."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,18 +10,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import InputError
-from .backbone import find_backbone, is_remote, token_embeddings
+from .backbone import find_backbone, is_remote, takes_argument, token_embeddings
 
 
 def reads_token_ids(model: PreTrainedModel) -> bool:
     """Say whether a model needs token ids beside embeddings.
 
-    Args:
-        model: a transformers model.
-
-    Returns:
-        True for models with per-layer embeddings, which they look up by id (Gemma3n, Gemma4), and for code from
-        outside transformers, which may read `input_ids.shape` (ChatGLM2).
+    So do models with per-layer embeddings, which they look up by id (Gemma3n, Gemma4), and code from outside
+    transformers, which may read `input_ids.shape` (ChatGLM2).
     """
     return is_remote(model) or _has_per_layer_embeddings(model)
 
@@ -30,27 +25,16 @@ def reads_token_ids(model: PreTrainedModel) -> bool:
 def placeholder_id(model: PreTrainedModel) -> int:
     """Return the id that stands where a virtual token is: the padding token's, or 0.
 
-    Args:
-        model: a transformers model.
-
-    Returns:
-        An id of the vocabulary; its embedding is replaced, its per-layer embedding, where the model has one, is used.
+    Its embedding is replaced; its per-layer embedding, where the model has one, is used.
     """
     value = getattr(model.config.get_text_config(), "pad_token_id", None)
     return int(value) if isinstance(value, int) and 0 <= value < token_embeddings(model).num_embeddings else 0
 
 
 def generates_from_ids_alone(model: PreTrainedModel) -> bool:
-    """Say whether a model's `generate` refuses `inputs_embeds`.
-
-    Args:
-        model: a transformers model.
-
-    Returns:
-        True where it needs token ids, as in `reads_token_ids`, or does not pass embeddings on (Bamba, Falcon-H1).
-    """
+    """Say whether a model's `generate` needs ids or does not pass embeddings on (Bamba, Falcon-H1)."""
     prepare = getattr(model, "prepare_inputs_for_generation", None)
-    passed = prepare is None or "inputs_embeds" in inspect.signature(prepare).parameters
+    passed = prepare is None or takes_argument(prepare, "inputs_embeds")
     return reads_token_ids(model) or not passed
 
 
@@ -59,7 +43,7 @@ def feed(model: PreTrainedModel, rows: Tensor, ids: Tensor | None, by_ids: bool)
     """Give the keyword that carries packed rows into a model, while inside.
 
     Args:
-        model: a transformers model.
+        model: the language model.
         rows: packed rows [B, W, D].
         ids: their token ids [B, W], a placeholder where a virtual token stands; None where the text came as
             embeddings, or the model needs none.
@@ -101,15 +85,9 @@ def feed(model: PreTrainedModel, rows: Tensor, ids: Tensor | None, by_ids: bool)
 def run_rows(
     model: PreTrainedModel, rows: Tensor, ids: Tensor | None, mask: Tensor, with_logits: bool, **kwargs: Any
 ) -> tuple[Any, Tensor, Tensor | None]:
-    """Run packed rows through the headless backbone, or through the whole model where its logits are wanted.
+    """Run packed rows [B, W, D], their ids (see `feed`) and mask [B, W] through the headless backbone.
 
-    Args:
-        model: a transformers model.
-        rows: packed rows [B, W, D].
-        ids: their token ids [B, W], or None; see `feed`.
-        mask: which of their tokens are real [B, W].
-        with_logits: run the language-model head too.
-        kwargs: passed on to the model.
+    With `with_logits` they go through the whole model.
 
     Returns:
         What the model returned, the last hidden states [B, W, D], and the logits [B, W, V] or None.

@@ -1,5 +1,6 @@
-"""Rows whose text is the start of another's run inside it: one pass a user for all cuts of a history."""
+"""Rows whose text is the start of another's run inside it: one pass per user for all cuts of a history."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,7 @@ from .layout import RowLayout
 
 
 def find_hosts(texts: Sequence[list[int]]) -> list[int]:
-    """Find for each text one that starts with it and is itself the start of no other.
-
-    Args:
-        texts: token ids, one list a row.
+    """Find for each text (token ids) one that starts with it and is itself the start of no other.
 
     Returns:
         The row of each text's host; a host is its own, and of equal texts one is the host of all.
@@ -50,32 +48,18 @@ class Nesting:
 
     @classmethod
     def of(cls, layout: RowLayout, texts: Sequence[list[int]]) -> "Nesting":
-        """Nest the rows of a batch.
-
-        Args:
-            layout: of the batch.
-            texts: token ids, one list a row [B].
-
-        Returns:
-            The nesting.
-        """
+        """Nest the rows of a batch, whose texts are given as token ids [B]."""
         host = find_hosts(texts)
-        hosts = sorted(set(host))
-        place = {row: number for number, row in enumerate(hosts)}
-        guests: dict[int, int] = dict.fromkeys(hosts, 0)
-        slot = [-1] * len(host)
+        guests: Counter[int] = Counter()
+        slot = []
         for row, its_host in enumerate(host):
-            if row != its_host:
-                slot[row] = guests[its_host]
-                guests[its_host] += 1
+            slot.append(-1 if row == its_host else guests[its_host])
+            guests[its_host] += row != its_host
+        hosts, place = torch.tensor(host).unique(return_inverse=True)
         device = layout.lengths.device
-        return cls(
-            torch.tensor(hosts, device=device),
-            torch.tensor([place[row] for row in host], device=device),
-            torch.tensor(slot, device=device),
-            layout.lengths + layout.num_prefix,
-            max(guests.values()) if layout.has_suffix else 0,
-        )
+        num_slots = max(guests.values()) if layout.has_suffix else 0
+        ends = layout.lengths + layout.num_prefix
+        return cls(hosts.to(device), place.to(device), torch.tensor(slot, device=device), ends, num_slots)
 
     @property
     def num_hosts(self) -> int:
@@ -83,11 +67,7 @@ class Nesting:
         return len(self.hosts)
 
     def inputs(self, rows: Tensor, start: int) -> dict[str, Tensor]:
-        """Give what the language model takes for the hosts, from a column on.
-
-        Args:
-            rows: packed rows [B, W, D].
-            start: columns whose keys and values are there already.
+        """Give what the language model takes for the hosts of packed rows [B, W, D], from column `start` on.
 
         Returns:
             `inputs_embeds` [H, W - start + G, D]; with slots also `attention_mask` [H, 1, W - start + G, W + G],
@@ -116,14 +96,7 @@ class Nesting:
         }
 
     def spread(self, states: Tensor) -> Tensor:
-        """Give every row its states.
-
-        Args:
-            states: of the hosts and their slots [H, W + G, D].
-
-        Returns:
-            [B, W, D].
-        """
+        """Give every row its states [B, W, D] from those of hosts and slots [H, W + G, D]."""
         width = states.shape[1] - self.num_slots
         rows = states[self.place, :width]
         if not self.num_slots:

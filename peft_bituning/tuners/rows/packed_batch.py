@@ -44,18 +44,15 @@ class PackedBatch:
         prefix: Tensor | None = None,
         suffix: Tensor | None = None,
     ) -> "PackedBatch":
-        """Pack a batch.
+        """Pack a batch, as wide as its longest row where padding alone would not fit the context.
 
         Args:
-            model: a transformers model.
+            model: the language model.
             tokens: token embeddings [B, T, D], padding anywhere.
             mask: which of them are real [B, T], int or bool.
             input_ids: the text [B, T], or None where it came as embeddings.
             prefix: virtual tokens before the text [B, P, D], or None.
             suffix: the token after the text [1, 1, D] or [B, 1, D], or None.
-
-        Returns:
-            The packed batch, as wide as its longest row where padding alone would not fit the context.
 
         Raises:
             InputError: a row without any token.
@@ -65,7 +62,7 @@ class PackedBatch:
         layout = RowLayout.from_mask(mask, num_prefix, suffix is not None)
         if num_prefix == 0 and suffix is None:
             _refuse_empty(mask)
-        width, limit = num_prefix + tokens.shape[1] + int(layout.has_suffix), max_positions(model)
+        width, limit = layout.width, max_positions(model)
         if limit is not None and width > limit:
             longest = int(layout.lengths.max())  # only here, at the price of a device sync
             check_context(model, num_prefix, longest, int(layout.has_suffix))
@@ -85,18 +82,15 @@ class PackedBatch:
         share_start: bool = False,
         **settings: Any,
     ) -> BiTuningOutput:
-        """Run the rows and pool their states.
+        """Run the rows and pool their states; `loss` and `logits` come with `labels` only.
 
         Args:
-            model: a transformers model.
+            model: the language model.
             pooling: `mean` of the text's states; else the last real token's, the suffix where there is one.
             labels: next tokens [B, T] with -100 at positions without loss, or None.
             num_items_in_batch: what the loss is divided by, in place of the labels that count.
             share_start: run what rows share once; only where every row goes through the same weights.
             settings: passed on to the language model.
-
-        Returns:
-            The output; `loss` and `logits` with `labels` only.
         """
         settings = {key: value for key, value in settings.items() if value is not None}
         outputs, states, logits = None, None, None
@@ -127,21 +121,14 @@ class PackedBatch:
 
     def _fill(self, states: Tensor) -> Tensor:
         """Give states the columns of padding that were not run."""
-        full = self.layout.num_prefix + self.layout.order.shape[1] + int(self.layout.has_suffix)
-        missing = full - states.shape[1]
+        missing = self.layout.width - states.shape[1]
         return F.pad(states, (0, 0, 0, missing)) if missing else states
 
 
 def left_padded_prompt(
     model: PreTrainedModel, tokens: Tensor, mask: Tensor, input_ids: Tensor | None
 ) -> dict[str, Tensor]:
-    """Bring prompts to the right edge, where generation goes on.
-
-    Args:
-        model: a transformers model.
-        tokens: token embeddings [B, T, D], padding anywhere.
-        mask: which of them are real [B, T], int or bool.
-        input_ids: the text [B, T], or None where it came as embeddings.
+    """Bring prompts (see `PackedBatch.of`) to the right edge, where generation goes on.
 
     Returns:
         `input_ids` [B, W], or `inputs_embeds` [B, W, D] where there are no ids, and `attention_mask` [B, W], where W is

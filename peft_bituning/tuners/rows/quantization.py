@@ -8,9 +8,6 @@ def keep_differentiable(model: nn.Module) -> None:
 
     On CPUs with AVX-512 bf16 a first evaluation without gradients rewrites their weights for a kernel that has no
     backward pass: later gradients would be zero without an error. Weights that were packed before are unpacked.
-
-    Args:
-        model: the language model; only the layers named above change.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):

@@ -1,6 +1,5 @@
 """What all rows of a batch start with, prefix and instruction, run through the language model once."""
 
-import inspect
 import logging
 from functools import cache
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from .backbone import device_of, find_backbone, token_embeddings
+from .backbone import device_of, find_backbone, takes_argument, token_embeddings
 from .common_start import CommonStart, empty_cache
 from .forward_pass import reads_token_ids
 from .layout import RowLayout
@@ -25,18 +24,11 @@ _probed: WeakKeyDictionary[PreTrainedModel, dict[str, str | None]] = WeakKeyDict
 
 
 def why_not(model: PreTrainedModel) -> str | None:
-    """Say why a model runs whole rows though they start alike.
-
-    Args:
-        model: a transformers model.
-
-    Returns:
-        The reason, or None where their start is run once.
-    """
+    """Say why a model runs whole rows though they start alike; None where their start is run once."""
     name, backbone = type(model).__name__, find_backbone(model)
     if reads_token_ids(model):
         return f"{name} needs token ids beside embeddings"
-    if "past_key_values" not in inspect.signature(backbone.forward).parameters:
+    if not takes_argument(backbone.forward, "past_key_values"):
         return f"{name} takes no keys and values"
     layers = getattr(empty_cache(model), "layers", [])
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
@@ -50,13 +42,9 @@ def why_not(model: PreTrainedModel) -> str | None:
 
 
 def why_no_slots(model: PreTrainedModel) -> str | None:
-    """Say why a model cannot run the suffixes of several cuts in one row; the first time it is tried on a short text.
+    """Say why a model for which `why_not` has no reason cannot run the suffixes of several cuts in one row.
 
-    Args:
-        model: a transformers model for which `why_not` gives no reason.
-
-    Returns:
-        The reason, or None where it honours 4-D masks and position ids.
+    The first time it is tried on a short text; None where it honours 4-D masks and position ids.
     """
     kernel = str(getattr(model.config, "_attn_implementation", None))
     known = _probed.setdefault(model, {})
@@ -69,7 +57,7 @@ def _probe_slots(model: PreTrainedModel, kernel: str) -> str | None:
     name, backbone = type(model).__name__, find_backbone(model)
     if kernel not in ("eager", "sdpa"):
         return f"attention by {kernel} takes no 4-D masks"
-    if "position_ids" not in inspect.signature(backbone.forward).parameters:
+    if not takes_argument(backbone.forward, "position_ids"):
         return f"{name} takes no position ids"
     embeddings = token_embeddings(model)
     text = [number % embeddings.num_embeddings for number in range(PROBE_TEXT)]
@@ -106,7 +94,7 @@ def run_shared(
     gradients flow through the keys and values.
 
     Args:
-        model: a transformers model.
+        model: the language model.
         layout: of a batch whose prefix is the same in every row.
         rows: packed rows [B, W, D].
         mask: which of their tokens are real [B, W].
@@ -131,9 +119,9 @@ def run_shared(
     if nesting is None and not shared:
         return None
     states = _run(model, rows, mask, nesting, shared)
-    return (
-        _tell(f"{WHOLE}: {type(model).__name__} keeps no keys and values for some layers") if states is None else states
-    )
+    if states is None:
+        _tell(f"{WHOLE}: {type(model).__name__} keeps no keys and values for some layers")
+    return states
 
 
 def _run(model: PreTrainedModel, rows: Tensor, mask: Tensor, nesting: Nesting | None, shared: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The settings: defaults of the paper, ranges, and files."""
+"""The settings: defaults, the paper's sizes, ranges, and files."""
 
 import json
 from pathlib import Path
@@ -10,23 +10,39 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from peft_bituning import BiTuningConfig
 from peft_bituning.errors import ConfigurationError
+from peft_bituning.tuners.bituning.config import sizes_for
 
-POSITIVE = [
+SIZES = [
     "num_virtual_tokens",
     "num_experts",
     "encoder_hidden_size",
     "encoder_num_layers",
     "encoder_num_attention_heads",
-    "encoder_cross_attention_frequency",
-    "collaborative_dim",
-    "encoder_intermediate_size",
 ]
+POSITIVE = [*SIZES, "encoder_cross_attention_frequency", "collaborative_dim", "encoder_intermediate_size"]
 
 
-def test_the_defaults_are_the_papers() -> None:
+def sizes_of(config: BiTuningConfig) -> tuple[int, ...]:
+    return tuple(getattr(config, name) for name in SIZES)
+
+
+def test_the_papers_sizes_and_those_that_follow_from_the_width() -> None:
+    assert sizes_of(BiTuningConfig()) == (None,) * 5
+    assert sizes_of(BiTuningConfig.paper()) == (32, 8, 768, 12, 12)
+    assert sizes_of(BiTuningConfig.paper(num_experts=3)) == (32, 3, 768, 12, 12)
+    for width, sizes in {64: (8, 4, 128, 2, 4), 576: (8, 4, 128, 2, 4), 2048: (16, 4, 384, 6, 6)}.items():
+        config = BiTuningConfig()
+        config.fill_sizes(width)
+        assert sizes_of(config) == sizes
+    assert tuple(sizes_for(4096).values()) == tuple(sizes_for(8192).values()) == (32, 8, 768, 12, 12)
+    given = BiTuningConfig(encoder_num_attention_heads=5)
+    with pytest.raises(ConfigurationError, match=r"a multiple of encoder_num_attention_heads \(5\), got 128"):
+        given.fill_sizes(576)
+
+
+def test_the_other_defaults() -> None:
     config = BiTuningConfig()
-    assert (config.num_virtual_tokens, config.prefix_encoder, config.num_experts) == (32, "mformer", 8)
-    assert (config.encoder_hidden_size, config.encoder_num_layers, config.encoder_num_attention_heads) == (768, 12, 12)
+    assert config.prefix_encoder == "mformer"
     assert (config.encoder_cross_attention_frequency, config.encoder_intermediate_size) == (2, None)
     assert (config.router_gradient, config.router_aux_loss_coef) == ("straight_through", 0.01)
     assert (config.pooling, config.encoder_dropout, config.collaborative_dropout) == ("suffix", 0.0, 0.0)
@@ -58,7 +74,7 @@ def test_no_task_is_feature_extraction(given: Any, found: TaskType) -> None:
     ("field", "value", "rule"),
     [
         *[(name, value, "an integer >= 1") for name in POSITIVE for value in (0, -3, 1.5, True, "8")],
-        *[(name, None, "an integer >= 1") for name in POSITIVE[:6]],
+        ("encoder_cross_attention_frequency", None, "an integer >= 1"),
         *[
             (name, value, "in [0, 1)")
             for name in ("encoder_dropout", "collaborative_dropout")
@@ -80,7 +96,7 @@ def test_no_task_is_feature_extraction(given: Any, found: TaskType) -> None:
 )
 def test_a_value_out_of_range_says_field_rule_and_value(field: str, value: Any, rule: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        BiTuningConfig(**{field: value})
+        BiTuningConfig.paper(**{field: value})
     assert str(caught.value) == f"{field} must be {rule}, got {value!r}"
 
 
@@ -113,7 +129,7 @@ def test_an_unknown_key_in_the_file_is_told_and_a_bad_value_refused(tmp_path: Pa
     settings = json.loads(file.read_text())
     file.write_text(json.dumps(settings | {"from_the_future": 1}))
     with pytest.warns(UserWarning, match="from_the_future"):
-        assert BiTuningConfig.from_pretrained(str(tmp_path)).num_virtual_tokens == 32
+        assert BiTuningConfig.from_pretrained(str(tmp_path)).num_virtual_tokens is None
     file.write_text(json.dumps(settings | {"num_experts": 0}))
     with pytest.raises(ConfigurationError, match="num_experts must be an integer >= 1, got 0"):
         PeftConfig.from_pretrained(str(tmp_path))

@@ -24,7 +24,7 @@ def tokens_of(model: PeftModel) -> tuple[PrefixEncoder, Tensor, Tensor]:
     layer = model.base_model.model.virtual_tokens
     return (
         layer.encoder("default"),
-        layer.suffix("default").detach(),
+        layer.suffix("default").detach()[0],
         model.base_model.model.get_input_embeddings().weight.detach(),
     )
 
@@ -117,5 +117,5 @@ def test_weights_in_pieces_are_gathered(
     llm.get_input_embeddings().weight.data = whole[:0]
     layer = make_model(llm, prefix_token_ids=[5], suffix_token_id=7).base_model.model.virtual_tokens
     assert torch.equal(layer.encoder("default").anchor, whole[[5, 5, 5]])
-    assert torch.equal(layer.suffix("default"), whole[[7]])
+    assert torch.equal(layer.suffix("default")[0], whole[[7]])
     assert float(layer.encoder("default").projection.weight.detach().std()) > 0.03  # 0.2 / sqrt(16), not the fallback

@@ -99,7 +99,7 @@ def test_a_sequence_first_model_by_hand(sequence_first: Callable, make_inputs: C
     model, inputs = sequence_first(), make_inputs()
     base = model.base_model
     prefix = base.prefix_encoder(3, inputs["collaborative_embeds"], inputs["collaborative_mask"].bool()).embeddings
-    suffix = base.model.virtual_tokens.suffix("default")
+    suffix = base.model.virtual_tokens.suffix("default")[0]
     core = base.model.transformer
     for row, length in enumerate((7, 4, 1)):
         text = core.word_embeddings(inputs["input_ids"][row, :length])

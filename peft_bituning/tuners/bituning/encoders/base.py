@@ -36,13 +36,22 @@ class PrefixEncoder(nn.Module):
         config: the adapter's settings.
         token_dim: D.
         scale: standard deviation the prefix tokens start with.
+
+    Raises:
+        ConfigurationError: it reads a recommender, and `collaborative_dim` is missing.
     """
 
     needs_collaborative: bool = False
 
     def __init__(self, config: BiTuningConfig, token_dim: int, scale: float) -> None:
         super().__init__()
+        if self.needs_collaborative and config.collaborative_dim is None:
+            raise ConfigurationError(
+                f"collaborative_dim must be set for prefix_encoder={config.prefix_encoder!r}, got None; give the width "
+                "of the recommender's embeddings (`recommender.embedding_dim`)"
+            )
         self.config = config
+        self.collaborative_dim = config.collaborative_dim or 0
         self.token_dim = token_dim
         self.scale = scale
 
@@ -73,25 +82,23 @@ class PrefixEncoder(nn.Module):
         Returns:
             `C_u` [B, N, C] and mask [B, N]; (None, None) where this encoder reads none.
         """
-        if not self.needs_collaborative or self.config.collaborative_dim is None:
+        if not self.needs_collaborative:
             return None, None
         reader = f"prefix_encoder={self.config.prefix_encoder!r}"
         dtype = next((parameter.dtype for parameter in self.parameters()), torch.float32)
-        return check_collaborative(reader, self.config.collaborative_dim, dtype, batch_size, embeds, mask)
+        return check_collaborative(reader, self.collaborative_dim, dtype, batch_size, embeds, mask)
 
     def drop(self, mask: Tensor) -> Tensor:
         """Hide all items of some rows [B, N] in training, by `collaborative_dropout`."""
         return drop_rows(mask, self.config.collaborative_dropout if self.training else 0.0)
 
-    def forward(
-        self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
-    ) -> Prefix:
+    def forward(self, batch_size: int, embeds: Tensor | None, mask: Tensor | None) -> Prefix:
         """Make the prefix of every row.
 
         Args:
             batch_size: B.
-            collaborative_embeds: `C_u` [B, N, C], zero at padding; None only where `needs_collaborative` is False.
-            collaborative_mask: which items are real [B, N] bool, with `collaborative_embeds`.
+            embeds: `C_u` [B, N, C], zero at padding; None only where `needs_collaborative` is False.
+            mask: which items are real [B, N] bool, with `embeds`.
 
         Returns:
             The prefix.
@@ -167,9 +174,4 @@ def build_prefix_encoder(config: BiTuningConfig, token_dim: int, scale: float) -
     """
     encoder = prefix_encoder_class(config.prefix_encoder)
     config.fill_sizes(token_dim)
-    if encoder.needs_collaborative and config.collaborative_dim is None:
-        raise ConfigurationError(
-            f"collaborative_dim must be set for prefix_encoder={config.prefix_encoder!r}, got None; give the width "
-            "of the recommender's embeddings (`recommender.embedding_dim`)"
-        )
     return encoder(config, token_dim, scale)

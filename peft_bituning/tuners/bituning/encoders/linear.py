@@ -12,22 +12,17 @@ from .base import Prefix, PrefixEncoder, register_prefix_encoder
 class LinearEncoder(PrefixEncoder):
     """`P = W mean(C_u) + b`, cut into P tokens (the "unified linear projection" of paper Section 3.2).
 
-    Args:
-        config: the adapter's settings.
-        token_dim: D.
-        scale: standard deviation the prefix tokens start with.
+    Its arguments are those of `PrefixEncoder`.
     """
 
     needs_collaborative = True
 
     def __init__(self, config: BiTuningConfig, token_dim: int, scale: float) -> None:
         super().__init__(config, token_dim, scale)
-        if config.collaborative_dim is None:  # checked where encoders are built; narrows the type
-            raise TypeError("collaborative_dim is None")
-        self.null = nn.Parameter(torch.empty(config.collaborative_dim))
-        self.projection = nn.Linear(config.collaborative_dim, config.num_virtual_tokens * token_dim)
+        self.null = nn.Parameter(torch.empty(self.collaborative_dim))
+        self.projection = nn.Linear(self.collaborative_dim, config.num_virtual_tokens * token_dim)
         nn.init.normal_(self.null, std=0.02)
-        nn.init.normal_(self.projection.weight, std=scale * config.collaborative_dim**-0.5)
+        nn.init.normal_(self.projection.weight, std=scale * self.collaborative_dim**-0.5)
         nn.init.normal_(self.projection.bias, std=scale)
 
     @torch.no_grad()
@@ -35,13 +30,10 @@ class LinearEncoder(PrefixEncoder):
         """Start `b` from token embeddings [P, D]."""
         self.projection.bias.copy_(tokens.flatten())
 
-    def forward(
-        self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
-    ) -> Prefix:
+    def forward(self, batch_size: int, embeds: Tensor | None, mask: Tensor | None) -> Prefix:
         """Project the mean of the row's items; see `PrefixEncoder.forward`."""
-        if collaborative_embeds is None or collaborative_mask is None:
+        if embeds is None or mask is None:
             raise TypeError("LinearEncoder needs collaborative_embeds and collaborative_mask")
-        mask = self.drop(collaborative_mask)
-        embeds, filled = fill_cold_rows(collaborative_embeds, mask, self.null)
-        pooled = masked_mean(embeds, filled)  # [B, C]
+        mask = self.drop(mask)
+        pooled = masked_mean(*fill_cold_rows(embeds, mask, self.null))  # [B, C]
         return Prefix(self.projection(pooled).view(batch_size, self.num_tokens, self.token_dim))

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from ....errors import ConfigurationError
 from ...rows.collaborative import fill_cold_rows, masked_mean
 from ..config import BiTuningConfig
 from .base import Prefix, PrefixEncoder, register_prefix_encoder
@@ -19,12 +18,7 @@ class MFormer(PrefixEncoder):
     recommendation loss reaches `W_r`: the *projected* prefix is multiplied by r_max (`switch`), by
     r_max / stop_gradient(r_max) (`straight_through`, which leaves the forward pass as it is), or not (`none`).
     Where the settings name the tokens to start from, a trainable anchor [P, D] that starts as their embeddings is
-    added to the prefix.
-
-    Args:
-        config: the adapter's settings.
-        token_dim: D.
-        scale: standard deviation the prefix tokens start with.
+    added to the prefix. Its arguments are those of `PrefixEncoder`.
 
     Raises:
         ConfigurationError: a cross-attention frequency that leaves the first block without cross-attention.
@@ -34,11 +28,9 @@ class MFormer(PrefixEncoder):
 
     def __init__(self, config: BiTuningConfig, token_dim: int, scale: float) -> None:
         super().__init__(config, token_dim, scale)
-        if config.collaborative_dim is None:  # checked where encoders are built; narrows the type
-            raise ConfigurationError("collaborative_dim must be set, got None")
         hidden = config.encoder_hidden_size
-        self.router = nn.Linear(config.collaborative_dim, config.num_experts, bias=False)
-        self.null = nn.Parameter(torch.empty(config.collaborative_dim))
+        self.router = nn.Linear(self.collaborative_dim, config.num_experts, bias=False)
+        self.null = nn.Parameter(torch.empty(self.collaborative_dim))
         # One tensor: experts that no row of a batch chose still take part in the gradient (DDP).
         self.queries = nn.Parameter(torch.empty(config.num_experts, config.num_virtual_tokens, hidden))
         self.qformer = Blip2QFormerModel(
@@ -48,7 +40,7 @@ class MFormer(PrefixEncoder):
                 num_attention_heads=config.encoder_num_attention_heads,
                 intermediate_size=config.encoder_intermediate_size or 4 * hidden,
                 cross_attention_frequency=config.encoder_cross_attention_frequency,
-                encoder_hidden_size=config.collaborative_dim,
+                encoder_hidden_size=self.collaborative_dim,
                 hidden_dropout_prob=config.encoder_dropout,
                 attention_probs_dropout_prob=config.encoder_dropout,
                 use_qformer_text_input=False,
@@ -72,14 +64,12 @@ class MFormer(PrefixEncoder):
         if self.anchor is not None:
             self.anchor.copy_(tokens)
 
-    def forward(
-        self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
-    ) -> Prefix:
+    def forward(self, batch_size: int, embeds: Tensor | None, mask: Tensor | None) -> Prefix:
         """Choose an expert for each row and let it query the row's items; see `PrefixEncoder.forward`."""
-        if collaborative_embeds is None or collaborative_mask is None:
+        if embeds is None or mask is None:
             raise TypeError("MFormer needs collaborative_embeds and collaborative_mask")
-        mask = self.drop(collaborative_mask)
-        embeds, filled = fill_cold_rows(collaborative_embeds, mask, self.null)
+        mask = self.drop(mask)
+        embeds, filled = fill_cold_rows(embeds, mask, self.null)
         logits = self.router(embeds)  # [B, N, K]
         scores = row_scores(logits, filled)  # r: [B, K]
         best, expert = scores.max(-1)  # [B]

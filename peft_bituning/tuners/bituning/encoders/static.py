@@ -11,10 +11,7 @@ from .base import Prefix, PrefixEncoder, register_prefix_encoder
 class StaticPrefix(PrefixEncoder):
     """P trainable vectors: Bi-Tuning without collaborative information (paper Section 3.1.2).
 
-    Args:
-        config: the adapter's settings.
-        token_dim: D.
-        scale: standard deviation the prefix tokens start with.
+    Its arguments are those of `PrefixEncoder`.
     """
 
     def __init__(self, config: BiTuningConfig, token_dim: int, scale: float) -> None:
@@ -27,9 +24,7 @@ class StaticPrefix(PrefixEncoder):
         """Start the trainable vectors from token embeddings [P, D]."""
         self.embeddings.copy_(tokens)
 
-    def forward(
-        self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
-    ) -> Prefix:
+    def forward(self, batch_size: int, embeds: Tensor | None, mask: Tensor | None) -> Prefix:
         """Repeat the trainable vectors for every row; see `PrefixEncoder.forward`."""
         return Prefix(self.embeddings.unsqueeze(0).expand(batch_size, -1, -1), is_shared=True)
 
@@ -43,8 +38,6 @@ class NoPrefix(PrefixEncoder):
         """P = 0."""
         return 0
 
-    def forward(
-        self, batch_size: int, collaborative_embeds: Tensor | None, collaborative_mask: Tensor | None
-    ) -> Prefix:
+    def forward(self, batch_size: int, embeds: Tensor | None, mask: Tensor | None) -> Prefix:
         """Return an empty prefix; see `PrefixEncoder.forward`."""
         return Prefix(None, is_shared=True)

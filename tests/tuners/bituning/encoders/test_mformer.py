@@ -79,7 +79,7 @@ def test_router_and_expert_choice_against_numpy(make_config: Config) -> None:
 
 def test_the_papers_size_counted_by_hand() -> None:
     c, d, h, k, p, blocks = 64, 4096, 768, 8, 32, 12
-    config = BiTuningConfig(collaborative_dim=c)  # the defaults are the paper's
+    config = BiTuningConfig.paper(collaborative_dim=c)
     assert (config.num_experts, config.num_virtual_tokens, config.encoder_hidden_size) == (k, p, h)
     norm = 2 * h
     self_attention = 4 * (h * h + h) + norm  # query, key, value, output
