@@ -6,7 +6,7 @@ import time
 from ..catalog.encoder import HistoryEncoder
 from ..data.samples import LeaveOneOut
 from .arguments import LaserArguments
-from .provenance import count_parameters
+from .report import count_parameters
 
 logger = logging.getLogger(__name__)
 

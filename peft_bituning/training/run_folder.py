@@ -1,0 +1,117 @@
+"""The folder of a run: whether one is there, and whether it is the one that is asked for."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from peft import PeftConfig
+
+from ..artifacts import differences, to_json
+from ..base_models import BaseModel
+from ..data import Interactions
+from ..errors import CheckpointError, ConfigurationError
+from ..tuners.bituning import BiTuningConfig
+from .arguments import RENAMED, LaserArguments
+from .checkpoint import CheckpointStore
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+CHECKPOINTS = "checkpoints"
+
+
+class RunFolder:
+    """The `output_dir` of a run, and what the run's parts took.
+
+    Args:
+        accelerator: the main process writes, the others wait.
+        arguments: the run's settings.
+    """
+
+    def __init__(self, accelerator: Accelerator, arguments: LaserArguments) -> None:
+        self.accelerator = accelerator
+        self.arguments = arguments
+        self.path = Path(arguments.output_dir)
+        self.store = CheckpointStore(self.path / CHECKPOINTS, arguments.save_total_limit)
+        self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Measure the seconds of a part of the run."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - start
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it holds a run that came to its end."""
+        return (self.path / RESULTS_FILE).is_file() and not self.store.complete()
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            ConfigurationError: it holds a run that is neither to go on nor to be dropped.
+        """
+        if self.accelerator.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+        found = "an unfinished" if self.store.complete() else "a finished" if self.is_finished else None
+        self.accelerator.wait_for_everyone()
+        if found and not self.arguments.resume:
+            if not self.arguments.overwrite_output_dir:
+                raise ConfigurationError(
+                    f"output_dir {self.path} holds {found} run; {'go on with' if 'un' in found else 'load'} it by "
+                    "--resume, drop it by --overwrite_output_dir, or choose another folder"
+                )
+            if self.accelerator.is_main_process:  # first the results, or a kill would leave them to be taken for ours
+                (self.path / RESULTS_FILE).unlink(missing_ok=True)
+                self.store.clear()
+        self.accelerator.wait_for_everyone()
+
+    def check_finished(self, data: Interactions, base: BaseModel, config: BiTuningConfig) -> None:
+        """Hold a finished run against what is asked for; what it did not know yet is free.
+
+        Raises:
+            CheckpointError: its settings, its data or its language model are others, or cannot be read.
+        """
+        try:
+            results = dict(json.loads((self.path / RESULTS_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{RESULTS_FILE} of the finished run in {self.path} cannot be read ({error}); choose another folder, "
+                "or train anew there with --overwrite_output_dir"
+            ) from error
+        inherited = {each.name for each in fields(PeftConfig)}
+        given = {key: value for key, value in config.to_dict().items() if value is not None and key not in inherited}
+        asked = to_json(
+            {
+                "settings": settings_of(self.arguments),
+                "adapter": given,
+                "base_model": base.name,
+                "data": data.content_hash,
+            }
+        )
+        found = {name: results.get(name) for name in asked}
+        for part in ("settings", "adapter"):
+            known = {RENAMED.get(name, name): value for name, value in (found[part] or {}).items()}
+            asked[part] = {name: value for name, value in asked[part].items() if name in known}
+            found[part] = {name: known[name] for name in asked[part]}
+        if different := differences(found, asked):
+            raise CheckpointError(
+                f"the finished run in {self.path} is another one: {'; '.join(different)}; choose another folder, or "
+                "train anew there with --overwrite_output_dir"
+            )
+        logger.info("the run in %s is finished: nothing is trained", self.path)
+
+
+def settings_of(arguments: LaserArguments) -> dict[str, Any]:
+    """Return what decided a run, with names instead of paths: nothing of this machine goes into what is shared."""
+    names = {name: Path(getattr(arguments, name)).name for name in ("id_recommender", "template")}
+    return {**arguments.trajectory(), **names}
