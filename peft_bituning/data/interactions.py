@@ -1,17 +1,21 @@
 """Purchase histories: for every user, the catalog indices of his events in time order."""
 
-import hashlib
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ..artifacts import sha256_of_json
 from ..errors import DataError
 from .items import ItemCatalog
 from .rejects import ReadReport, Row
 from .values import as_id, as_timestamp, shown
+
+_Dated = tuple[float | int, int, str, int]  # order, catalog index, file, line
+
+#: Given as `Event.order`: the events of a user are in time order as they come.
+IN_FILE_ORDER = object()
 
 
 class Event(NamedTuple):
@@ -36,12 +40,6 @@ class Event(NamedTuple):
         """Take the columns of a record that say who, what and when; what it lacks is None."""
         record = row.record
         return cls(record.get(user), record.get(item), record.get(order), row.file, row.line)
-
-
-#: Given as `Event.order`: the events of a user are in time order as they come.
-IN_FILE_ORDER = object()
-
-_Dated = tuple[float | int, int, str, int]  # order, catalog index, file, line
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ class Interactions:
     @cached_property
     def content_hash(self) -> str:
         """The sha256 (hex) over item ids, user ids and histories, by which a resumed run knows its data."""
-        digest = hashlib.sha256(json.dumps(self.items.item_ids).encode())
-        digest.update(json.dumps([self.user_ids, self.histories]).encode())
-        return digest.hexdigest()
+        return sha256_of_json(self.items.item_ids, [self.user_ids, self.histories])
 
     @classmethod
     def from_events(
@@ -122,15 +118,15 @@ class Interactions:
                 grouped.setdefault(user_id, []).append((order, item, event.file, event.line))
                 continue
             report.reject(kind, event.file, event.line, reason)
-        histories = [_ordered(rows, report) for rows in grouped.values()]
-        if not histories:
+        if not grouped:
             raise DataError(
                 f"{source} has no usable event: rows read {report.rows_read or 'none'}, rejected "
                 f"{report.counts or 'none'}. Check that the files hold events and that their item ids are those of "
                 "the items."
             )
+        histories = tuple(_ordered(rows, report) for rows in grouped.values())
         report.note("items_without_title", sum("title" not in row for row in items.attributes))
-        return cls(items, tuple(grouped), tuple(histories), report, source)
+        return cls(items, tuple(grouped), histories, report, source)
 
     @classmethod
     def from_histories(
@@ -153,11 +149,7 @@ class Interactions:
         return cls.from_events(items, events, source=source)
 
     def sample_users(self, n: int, seed: int = 0) -> "Interactions":
-        """Return a seeded cut of the users over the same catalog, in their present order.
-
-        Args:
-            n: Users to keep; all of them if there are fewer.
-            seed: The same seed gives the same users.
+        """Return a seeded cut of `n` users, or of all if there are fewer, in their present order; the catalog stays.
 
         Raises:
             DataError: `n` is below 1.

@@ -53,22 +53,10 @@ class ItemCatalog:
     @cached_property
     def text_columns(self) -> tuple[str, ...]:
         """The columns any item has, in order of first appearance, without `title`."""
-        columns = {column: None for row in self.attributes for column in row}
-        return tuple(column for column in columns if column != "title")
-
-    def index_of(self, item_id: str) -> int:
-        """Return the index of one item.
-
-        Raises:
-            UnknownItemError: The id is not in the catalog.
-        """
-        return self.indices_of([item_id])[0]
+        return tuple(dict.fromkeys(column for row in self.attributes for column in row if column != "title"))
 
     def indices_of(self, item_ids: Sequence[str]) -> list[int]:
-        """Return the indices of items, in the order given.
-
-        Args:
-            item_ids: Ids of the catalog; repeats are allowed.
+        """Return the indices of items, in the order given; repeats are allowed.
 
         Raises:
             UnknownItemError: Some ids are not in the catalog; it names them.
@@ -104,7 +92,7 @@ class ItemCatalog:
                     f"{sorted(map(str, record))}. Name the column of ids with id_column=."
                 )
             item_ids.append(item_id)
-            attributes.append(text_attributes(record, id_column))
+            attributes.append(_text_attributes(record, id_column))
         return cls(tuple(item_ids), tuple(attributes))
 
     @classmethod
@@ -138,7 +126,7 @@ class ItemCatalog:
             if keep is not None and item_id not in keep:
                 report.note("items_without_events")
                 continue
-            attributes = text_attributes(row.record, id_column)
+            attributes = _text_attributes(row.record, id_column)
             if item_id not in kept:
                 kept[item_id] = attributes
             elif kept[item_id] == attributes:
@@ -178,7 +166,8 @@ class ItemCatalog:
             DataError: The file is missing, or a line is not what `to_jsonl` writes.
         """
         name = Path(path).name
-        rows: list[tuple[str, dict[str, str]]] = []
+        item_ids: list[str] = []
+        attributes: list[dict[str, str]] = []
         try:
             lines = Path(path).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
@@ -194,17 +183,13 @@ class ItemCatalog:
                 raise DataError(f"{name} line {number} must be an object of strings, got {line[:80]!r}.")
             if not record.get("item_id"):
                 raise DataError(f"{name} line {number} has no item_id, got {line[:80]!r}.")
-            rows.append((record.pop("item_id"), record))
-        return cls(tuple(item_id for item_id, _ in rows), tuple(attributes for _, attributes in rows))
+            item_ids.append(record.pop("item_id"))
+            attributes.append(record)
+        return cls(tuple(item_ids), tuple(attributes))
 
 
-def text_attributes(record: Mapping[str, Any], id_column: str = "item_id") -> dict[str, str]:
-    """Return the attributes of a record as clean text, missing ones left out.
-
-    Args:
-        record: Column to value.
-        id_column: The column of the id, which is no attribute; neither is one named `item_id`.
-    """
+def _text_attributes(record: Mapping[str, Any], id_column: str) -> dict[str, str]:
+    """Return the attributes of a record as clean text, without the id and missing ones."""
     cleaned = {str(key): as_text(value) for key, value in record.items() if key not in (id_column, "item_id")}
     return {key: value for key, value in cleaned.items() if value}
 

@@ -1,5 +1,6 @@
 """Prompts as token ids, cut at whole items to fit a context."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,6 +14,8 @@ from .templates import PromptTemplate
 # A piece is tokenised behind this letter, which is then taken off: tokenizers that put a blank before the start of
 # every text (SentencePiece) would else put one before every piece.
 _ANCHOR = "a"
+
+_Line = tuple[list[int], bool]  # the tokens of an item's line, and whether its text was cut
 
 
 class PromptEncoder:
@@ -70,15 +73,7 @@ class PromptEncoder:
         self.counts.update(histories_shortened=0, items_dropped=0, items_cut=0)
 
     def text(self, history: Sequence[int], kind: str = "user") -> str:
-        """Return a prompt as text, before any cutting.
-
-        Args:
-            history: Catalog indices in time order; empty for a cold start.
-            kind: `user` or `item`, which may have different instructions.
-
-        Raises:
-            UnknownItemError: An index is outside the catalog.
-        """
+        """Return the prompt that `encode` tokenises as text, before any cutting."""
         instruction = self.template.instruction_for(kind)
         lines = [
             self.template.head(number, first=number == 1 and not instruction)
@@ -102,31 +97,19 @@ class PromptEncoder:
             ContextLengthError: The instruction, or it and the start of one item, does not fit.
             UnknownItemError: An index is outside the catalog.
         """
-        opening, kept, room = self._fitted(history, kind)
-        if len(kept) < len(history):
-            self.counts["histories_shortened"] += 1
-            self.counts["items_dropped"] += len(history) - len(kept)
+        opening, lines = self._fitted(history, kind)
         tokens = list(opening)
-        for number, item in enumerate(kept, start=1):
-            line, cut = self._line(item, number, self._is_bare(kind), room)
-            self.counts["items_cut"] += cut
-            tokens.extend(line)
+        for line, is_cut in lines:
+            tokens += line
+            self.counts["items_cut"] += is_cut
+        self.counts["histories_shortened"] += len(lines) < len(history)
+        self.counts["items_dropped"] += len(history) - len(lines)
         return tokens
 
     def length(self, history: Sequence[int], kind: str = "user") -> int:
-        """Return the number of tokens that `encode` gives, from the lengths of its pieces and without counting.
-
-        Args:
-            history: Catalog indices in time order; empty for a cold start.
-            kind: `user` or `item`.
-
-        Raises:
-            ContextLengthError: As `encode`.
-            UnknownItemError: An index is outside the catalog.
-        """
-        opening, kept, room = self._fitted(history, kind)
-        bare = self._is_bare(kind)
-        return len(opening) + sum(self._line_length(item, place, bare, room) for place, item in enumerate(kept, 1))
+        """Return the number of tokens that `encode` gives, without counting; it raises what `encode` does."""
+        opening, lines = self._fitted(history, kind)
+        return len(opening) + _length(lines)
 
     def over(self, items: ItemCatalog) -> "PromptEncoder":
         """Return an encoder of the same settings over another catalog, with neither tokens nor counts of this one."""
@@ -140,74 +123,59 @@ class PromptEncoder:
         Returns:
             Groups of two catalog indices or more, each in catalog order.
         """
-        before = dict(self.counts)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for item in range(len(self.items)):
-            groups[tuple(self.encode([item], kind="item"))].append(item)
-        self.counts.update(before)
+            _, [(line, _)] = self._fitted([item], "item")
+            groups[tuple(line)].append(item)
         return [group for group in groups.values() if len(group) > 1]
 
     @cached_property
     def twin_count(self) -> int:
         """Number of items that share their prompt with another one."""
-        return sum(len(group) for group in self.twins())
+        return sum(map(len, self.twins()))
 
-    def _fitted(self, history: Sequence[int], kind: str) -> tuple[list[int], list[int], int | None]:
-        """Return the opening's tokens, the newest items that fit, and the tokens left for one that is alone."""
+    def _fitted(self, history: Sequence[int], kind: str) -> tuple[list[int], list[_Line]]:
+        """Return the opening's tokens, and the lines of the newest items that fit, the last one at least."""
         opening = self._opening(kind)
-        room = None if self.max_length is None else self.max_length - len(opening)
-        if room is not None and room < 0:
+        room = (self.max_length or sys.maxsize) - len(opening)
+        if room < 0:
             raise ContextLengthError(
                 f"The instruction alone takes {len(opening)} tokens, {-room} more than max_length={self.max_length}. "
                 "Raise max_length or shorten the instruction of the template."
             )
-        kept = [self._checked(item) for item in history]
+        items = [self._checked(item) for item in history]
         if self.max_items is not None:
-            kept = kept[-self.max_items :]
-        if kept:
-            kept = kept[len(kept) - self._number_fitting(kept, room, self._is_bare(kind)) :]
-        return opening, kept, room if len(kept) == 1 else None
-
-    def _number_fitting(self, items: Sequence[int], room: int | None, bare: bool) -> int:
-        """Return how many of the newest items fit, at least one; numbers are those after dropping."""
-        if room is None:
-            return len(items)
+            items = items[-self.max_items :]
+        bare = not self.template.instruction_for(kind)
         # Markers do not get longer for smaller numbers, so counting with the first one gives an upper bound.
         number, total = 0, 0
         for item in reversed(items):
-            total += self._line_length(item, 1, bare)
+            total += len(self._line(item, 1, bare)[0])
             if total > room:
                 break
             number += 1
-        while number > 1:
-            newest = items[len(items) - number :]
-            if sum(self._line_length(item, place, bare) for place, item in enumerate(newest, start=1)) <= room:
+        while True:
+            kept = items[len(items) - number :]
+            lines = [self._line(item, place, bare) for place, item in enumerate(kept, start=1)]
+            if number <= 1 or _length(lines) <= room:
                 break
             number -= 1
-        return max(number, 1)
+        if items and number <= 1:
+            lines = [self._line(items[-1], 1, bare, room)]
+        return opening, lines
 
-    def _line(self, item: int, number: int, bare: bool, room: int | None = None) -> tuple[list[int], bool]:
-        """Return the tokens of an item's line and whether its text was cut."""
-        line = self._head(number, bare and number == 1) + self._body(item)
-        length = self._line_length(item, number, bare, room)
-        return line[:length], length < len(line)
-
-    def _line_length(self, item: int, number: int, bare: bool, room: int | None = None) -> int:
-        """Return the number of tokens of an item's line, cut to the limits."""
-        head, body = len(self._head(number, bare and number == 1)), len(self._body(item))
-        limit = min((limit for limit in (self.max_item_tokens, room) if limit is not None), default=None)
-        if limit is None or head + body <= limit:
-            return head + body
-        if limit <= head:
+    def _line(self, item: int, number: int, bare: bool, room: int = sys.maxsize) -> _Line:
+        """Return the tokens of an item's line, cut to the limits; a bare prompt begins with its first item."""
+        head = self._head(number, bare and number == 1)
+        line = head + self._body(item)
+        limit = min(self.max_item_tokens or sys.maxsize, room)
+        if len(head) >= limit < len(line):
             raise ContextLengthError(
-                f"{limit} tokens are left for an item, but its marker {self.template.head(number)!r} takes {head} "
-                f"and its text {body}. Raise max_length or max_item_tokens by {head + 1 - limit} at least."
+                f"{limit} tokens are left for an item, but its marker {self.template.head(number)!r} takes {len(head)} "
+                f"and its text {len(line) - len(head)}. Raise max_length or max_item_tokens by "
+                f"{len(head) + 1 - limit} at least."
             )
-        return limit
-
-    def _is_bare(self, kind: str) -> bool:
-        """Say whether prompts begin with their first item."""
-        return not self.template.instruction_for(kind)
+        return line[:limit], limit < len(line)
 
     def _opening(self, kind: str) -> list[int]:
         if kind not in self._openings:
@@ -252,3 +220,7 @@ class PromptEncoder:
                 f"Item index {item} is outside the catalog of {len(self.items)} items (0 to {len(self.items) - 1})."
             )
         return int(item)
+
+
+def _length(lines: list[_Line]) -> int:
+    return sum(len(tokens) for tokens, _ in lines)

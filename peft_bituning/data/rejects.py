@@ -21,17 +21,11 @@ DEFAULT_MAX_REJECTED = 0.05
 
 
 class Row(NamedTuple):
-    """One record of a file.
+    """One record of a file."""
 
-    Args:
-        file: Base name of the file.
-        line: Line number, from 1 (the header counts as a line).
-        record: Column to value.
-    """
-
-    file: str
-    line: int
-    record: Mapping[str, Any]
+    file: str  # its base name
+    line: int  # from 1; the header counts as a line
+    record: Mapping[str, Any]  # column to value
 
 
 @dataclass(frozen=True)
@@ -92,13 +86,9 @@ class ReadReport:
         return {"rows_read": dict(self.rows_read), "rejected": self.counts, "notes": dict(self.notes)}
 
     def write(self, path: str | Path) -> Path:
-        """Write the rejected rows as JSON lines (`kind`, `file`, `line`, `reason`).
+        """Write the rejected rows as JSON lines (`kind`, `file`, `line`, `reason`) and return the file's path.
 
-        Args:
-            path: The file to write; its folder is made if needed. No rejected rows make an empty file.
-
-        Returns:
-            The path written.
+        Its folder is made if needed. No rejected rows make an empty file.
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -141,14 +131,8 @@ def settled_report(
 ) -> Iterator[ReadReport]:
     """Give a report to read into; write its rejects file and check its threshold when reading ends.
 
-    The rejects file is written even when reading fails, so that the cause can be looked up.
-
-    Args:
-        rejects_path: Where to write rejected rows (JSON lines); `None` writes nothing.
-        max_rejected: Largest share of rejected rows of one file, 0 to 1.
-
-    Raises:
-        DataError: `max_rejected` is not a share, or too many rows were rejected.
+    The rejects file is written even when reading fails, so that the cause can be looked up. A DataError says that
+    `max_rejected` is not a share, or that more rows of one file were rejected.
     """
     if not 0.0 <= max_rejected <= 1.0:
         raise DataError(f"max_rejected must be a share from 0 to 1, got {max_rejected!r}.")

@@ -3,14 +3,14 @@
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, DataError
+from .interactions import Interactions
 
 CutStrategy = Literal["every_cut", "random_cut", "last_cut"]
 Split = Literal["valid", "test"]
 
-_STRATEGIES = ("every_cut", "random_cut", "last_cut")
 _MIN_EVENTS = 3  # one to learn from, one to validate on, one to test on
 
 
@@ -56,6 +56,28 @@ class LeaveOneOut:
         self.training_users = None if training_users is None else frozenset(training_users)
         self._evaluated = [user for user, history in enumerate(self._histories) if len(history) >= _MIN_EVENTS]
 
+    @classmethod
+    def of(cls, data: Interactions) -> "LeaveOneOut":
+        """Split the histories of a data set that is to be trained on.
+
+        Raises:
+            DataError: There are fewer than two items, or nobody to train, to validate and to test on.
+        """
+        if len(data.items) < 2:
+            raise DataError(
+                f"the catalog must have at least 2 items to rank, got {len(data.items)}; there is nothing to recommend"
+            )
+        split = cls(data.histories)
+        if not split.samples("valid"):
+            raise DataError(
+                "no user has the three events that training, validation and test need; give longer histories"
+            )
+        if not split.training_samples("last_cut"):
+            raise DataError(
+                "no user has the four events that a training row beside validation and test needs; give longer histories"
+            )
+        return split
+
     @property
     def users_not_evaluated(self) -> int:
         """Users with too few events for a validation and a test target."""
@@ -77,7 +99,7 @@ class LeaveOneOut:
             raise ConfigurationError(f"share must be from 0 to 1, got {share!r}")
         if share == 1:
             return self
-        users = [user for user in range(len(self._histories)) if len(self._training_part(user)) >= 2]
+        users = [user for user, sequence in enumerate(self.train_sequences) if len(sequence) >= 2]
         random.Random(f"share/{seed}").shuffle(users)
         number = max(1, round(share * len(users))) if share else 0
         return LeaveOneOut(self._histories, users[:number])
@@ -89,12 +111,14 @@ class LeaveOneOut:
 
     @property
     def known_sequences(self) -> list[list[int]]:
-        """The training and validation events of every user, aligned with the users: all that comes before a test item.
+        """All that comes before the test item of every user, aligned with the users.
 
         Users who are not evaluated have their training part alone.
         """
-        known = {user: list(self._histories[user][:-1]) for user in self._evaluated}
-        return [known.get(user, sequence) for user, sequence in enumerate(self.train_sequences)]
+        known = self.train_sequences
+        for user in self._evaluated:
+            known[user] = list(self._histories[user][:-1])
+        return known
 
     def training_samples(self, strategy: CutStrategy = "every_cut", seed: int = 0, epoch: int = 0) -> list[Sample]:
         """Return the shuffled training samples of one epoch.
@@ -108,16 +132,14 @@ class LeaveOneOut:
         Raises:
             ConfigurationError: The strategy is unknown.
         """
-        if strategy not in _STRATEGIES:
-            raise ConfigurationError(f"strategy must be one of {', '.join(_STRATEGIES)}, got {strategy!r}.")
+        if strategy not in get_args(CutStrategy):
+            raise ConfigurationError(f"strategy must be one of {', '.join(get_args(CutStrategy))}, got {strategy!r}.")
         generator = random.Random(f"samples/{seed}/{epoch}")
         samples: list[Sample] = []
         for user in range(len(self._histories)):
             sequence = self._training_part(user)
-            if len(sequence) < 2:
-                continue
             cuts: Sequence[int] = range(1, len(sequence))
-            if strategy == "random_cut":
+            if strategy == "random_cut" and cuts:
                 cuts = [generator.choice(cuts)]
             elif strategy == "last_cut":
                 cuts = cuts[-1:]

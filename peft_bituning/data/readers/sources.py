@@ -9,10 +9,9 @@ from huggingface_hub import hf_hub_download
 from ...errors import DataError
 from ..interactions import Interactions
 from ..rejects import DEFAULT_MAX_REJECTED, settled_report
-from .amazon import find_amazon2018, read_amazon2018
-from .amazon2023 import read_amazon2023
+from .amazon import find_amazon2018, read_amazon2018, read_amazon2023
 from .atomic import read_atomic
-from .folder import read_folder
+from .frames import read_folder
 from .text_files import TextOptions
 
 #: The forms a source can be named in, with what each reads.
