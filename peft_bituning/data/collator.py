@@ -40,12 +40,10 @@ class HistoryCollator:
         kind: str = "user",
         collaborative_histories: Sequence[Sequence[int]] | None = None,
     ) -> HistoryBatch:
-        """Make a batch on the CPU, padded at the right.
+        """Make a batch of B histories, on the CPU and padded at the right; an empty one is a cold start.
 
-        Args:
-            histories: B sequences of catalog indices in time order; an empty one is a cold start.
-            kind: `user`, or `item` for one-item histories that stand for an item.
-            collaborative_histories: What the recommender reads, B sequences; None is the histories themselves.
+        The kind is `item` for one-item histories that stand for an item. The recommender reads the histories
+        themselves, unless there are other ones for it.
         """
         prompts = [self.prompts.encode(history, kind) for history in histories]
         input_ids, token_mask = pad_histories(prompts, value=self.pad_token_id)

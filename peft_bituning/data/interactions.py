@@ -19,14 +19,9 @@ IN_FILE_ORDER = object()
 
 
 class Event(NamedTuple):
-    """One row of a source, values as they came.
+    """One row of a source, values as they came: who, what and when, in which file and line.
 
-    Args:
-        user_id: Who.
-        item_id: What.
-        order: When: a time, or a number that orders the user's events; `IN_FILE_ORDER` where the row order counts.
-        file: Base name of the file.
-        line: Line number there.
+    `order` is a time, a number that orders the user's events, or `IN_FILE_ORDER` where the row order counts.
     """
 
     user_id: Any
@@ -38,8 +33,7 @@ class Event(NamedTuple):
     @classmethod
     def from_row(cls, row: Row, user: str = "user_id", item: str = "item_id", order: str = "timestamp") -> "Event":
         """Take the columns of a record that say who, what and when; what it lacks is None."""
-        record = row.record
-        return cls(record.get(user), record.get(item), record.get(order), row.file, row.line)
+        return cls(*map(row.record.get, (user, item, order)), row.file, row.line)
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,9 @@ class Interactions:
 
         Args:
             items: The catalog.
-            events: The events in file order.
+            events: The events in file order, or (user id, item id, order) alone.
             report: Where rejected rows go; a new report when left out.
-            source: Where the events came from.
+            source: Where the events came from, one line.
             scale_time: Take large numbers as milliseconds or finer; off for plain order numbers.
 
         Raises:
@@ -132,28 +126,14 @@ class Interactions:
     def from_histories(
         cls, items: ItemCatalog, histories: Mapping[str, Sequence[str]], source: str = "memory"
     ) -> "Interactions":
-        """Build from item ids per user, in time order already.
-
-        Args:
-            items: The catalog.
-            histories: User id to item ids.
-            source: Where the events came from, one line.
-
-        Raises:
-            UnknownItemError: An id is not in the catalog.
-            DataError: No user has an event.
-        """
+        """Build from each user's item ids, in time order already; an UnknownItemError names ids not in the catalog."""
         for item_ids in histories.values():
             items.indices_of(item_ids)
         events = (Event(user, item, IN_FILE_ORDER) for user, item_ids in histories.items() for item in item_ids)
         return cls.from_events(items, events, source=source)
 
     def sample_users(self, n: int, seed: int = 0) -> "Interactions":
-        """Return a seeded cut of `n` users, or of all if there are fewer, in their present order; the catalog stays.
-
-        Raises:
-            DataError: `n` is below 1.
-        """
+        """Return a seeded cut of `n` users, or of all if there are fewer, in their present order over this catalog."""
         if n < 1:
             raise DataError(f"A cut needs at least one user, got n={n}.")
         if n >= len(self.user_ids):

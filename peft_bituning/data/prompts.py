@@ -57,23 +57,23 @@ class PromptEncoder:
         self.max_items = max_items
         self.max_item_tokens = max_item_tokens
         self.fields = template.fields_for(items)
-        self.counts: dict[str, int] = {}
-        self.reset_counts()
+        self.counts = {"histories_shortened": 0, "items_dropped": 0, "items_cut": 0}
         self._anchor = self._tokens(_ANCHOR)
         self._bodies: dict[int, list[int]] = {}
         self._heads: dict[tuple[int, bool], list[int]] = {}
-        self._openings: dict[str, list[int]] = {}
+        self._openings = {
+            kind: self._leading_tokens() + self._tokens(template.instruction_for(kind)) for kind in ("user", "item")
+        }
 
     def reset_counts(self) -> None:
-        """Set the counts to zero.
+        """Set the counts of prompts that lost items, of the items lost, and of item lines that were cut to zero.
 
-        `histories_shortened` and `items_dropped` count prompts that lost items and the items lost; `items_cut` counts
-        item lines that were cut. All count calls of `encode`, so that a history encoded twice counts twice.
+        All count calls of `encode`, so that a history encoded twice counts twice.
         """
-        self.counts.update(histories_shortened=0, items_dropped=0, items_cut=0)
+        self.counts.update(dict.fromkeys(self.counts, 0))
 
     def text(self, history: Sequence[int], kind: str = "user") -> str:
-        """Return the prompt that `encode` tokenises as text, before any cutting."""
+        """Return the text of a prompt, before any cutting; the arguments are those of `encode`."""
         instruction = self.template.instruction_for(kind)
         lines = [
             self.template.head(number, first=number == 1 and not instruction)
@@ -83,15 +83,12 @@ class PromptEncoder:
         return instruction + "".join(lines)
 
     def encode(self, history: Sequence[int], kind: str = "user") -> list[int]:
-        """Return the token ids of a prompt: what the tokenizer puts first, instruction, newest items that fit.
+        """Return the token ids of a prompt [T]: what the tokenizer puts first, instruction, newest items that fit.
 
         Args:
             history: Catalog indices in time order; empty for a cold start (instruction only). Items are numbered
                 from 1 after the oldest were dropped.
             kind: `user` or `item`, which may have different instructions.
-
-        Returns:
-            At most `max_length` token ids.
 
         Raises:
             ContextLengthError: The instruction, or it and the start of one item, does not fit.
@@ -109,7 +106,7 @@ class PromptEncoder:
     def length(self, history: Sequence[int], kind: str = "user") -> int:
         """Return the number of tokens that `encode` gives, without counting; it raises what `encode` does."""
         opening, lines = self._fitted(history, kind)
-        return len(opening) + _length(lines)
+        return len(opening) + sum(len(line) for line, _ in lines)
 
     def over(self, items: ItemCatalog) -> "PromptEncoder":
         """Return an encoder of the same settings over another catalog, with neither tokens nor counts of this one."""
@@ -118,11 +115,7 @@ class PromptEncoder:
         )
 
     def twins(self) -> list[list[int]]:
-        """Return the groups of items whose prompts are identical, also by cutting, and so cannot be told apart.
-
-        Returns:
-            Groups of two catalog indices or more, each in catalog order.
-        """
+        """Return the groups of items whose prompts are identical, also by cutting, and so cannot be told apart."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for item in range(len(self.items)):
             _, [(line, _)] = self._fitted([item], "item")
@@ -136,7 +129,8 @@ class PromptEncoder:
 
     def _fitted(self, history: Sequence[int], kind: str) -> tuple[list[int], list[_Line]]:
         """Return the opening's tokens, and the lines of the newest items that fit, the last one at least."""
-        opening = self._opening(kind)
+        is_bare = not self.template.instruction_for(kind)
+        opening = self._openings[kind]
         room = (self.max_length or sys.maxsize) - len(opening)
         if room < 0:
             raise ContextLengthError(
@@ -146,27 +140,26 @@ class PromptEncoder:
         items = [self._checked(item) for item in history]
         if self.max_items is not None:
             items = items[-self.max_items :]
-        bare = not self.template.instruction_for(kind)
         # Markers do not get longer for smaller numbers, so counting with the first one gives an upper bound.
         number, total = 0, 0
         for item in reversed(items):
-            total += len(self._line(item, 1, bare)[0])
+            total += len(self._line(item, 1, is_bare)[0])
             if total > room:
                 break
             number += 1
         while True:
             kept = items[len(items) - number :]
-            lines = [self._line(item, place, bare) for place, item in enumerate(kept, start=1)]
-            if number <= 1 or _length(lines) <= room:
+            lines = [self._line(item, place, is_bare) for place, item in enumerate(kept, start=1)]
+            if number <= 1 or sum(len(line) for line, _ in lines) <= room:
                 break
             number -= 1
         if items and number <= 1:
-            lines = [self._line(items[-1], 1, bare, room)]
+            lines = [self._line(items[-1], 1, is_bare, room)]
         return opening, lines
 
-    def _line(self, item: int, number: int, bare: bool, room: int = sys.maxsize) -> _Line:
+    def _line(self, item: int, number: int, is_bare: bool, room: int = sys.maxsize) -> _Line:
         """Return the tokens of an item's line, cut to the limits; a bare prompt begins with its first item."""
-        head = self._head(number, bare and number == 1)
+        head = self._head(number, is_bare and number == 1)
         line = head + self._body(item)
         limit = min(self.max_item_tokens or sys.maxsize, room)
         if len(head) >= limit < len(line):
@@ -176,12 +169,6 @@ class PromptEncoder:
                 f"{len(head) + 1 - limit} at least."
             )
         return line[:limit], limit < len(line)
-
-    def _opening(self, kind: str) -> list[int]:
-        if kind not in self._openings:
-            instruction = self.template.instruction_for(kind)
-            self._openings[kind] = self._leading_tokens + (self._tokens(instruction) if instruction else [])
-        return self._openings[kind]
 
     def _head(self, number: int, first: bool) -> list[int]:
         if (number, first) not in self._heads:
@@ -196,16 +183,15 @@ class PromptEncoder:
 
     def _piece(self, text: str) -> list[int]:
         """Tokenise a text as it stands inside another one."""
-        if not text:
-            return []
         tokens = self._tokens(_ANCHOR + text)
         length = len(self._anchor)
         return tokens[length:] if tokens[:length] == self._anchor else self._tokens(text)
 
     def _tokens(self, text: str) -> list[int]:
+        if not text:
+            return []
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
-    @cached_property
     def _leading_tokens(self) -> list[int]:
         """What the tokenizer itself puts before a text: a BOS token, or nothing."""
         tokens = list(self.tokenizer(_ANCHOR)["input_ids"])
@@ -220,7 +206,3 @@ class PromptEncoder:
                 f"Item index {item} is outside the catalog of {len(self.items)} items (0 to {len(self.items) - 1})."
             )
         return int(item)
-
-
-def _length(lines: list[_Line]) -> int:
-    return sum(len(tokens) for tokens, _ in lines)

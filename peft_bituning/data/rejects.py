@@ -30,14 +30,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """One row that was left out, and why.
-
-    Args:
-        kind: What is wrong with it, one word of a small vocabulary (`unknown_item`, `broken_json`, ...).
-        file: Base name of the file it was read from.
-        line: Its line number there, starting at 1 (for tables in memory, its row number).
-        reason: One sentence with the value that was got.
-    """
+    """One row that was left out: the kind of fault (see `ReadReport`), where it stood, and one sentence why."""
 
     kind: str
     file: str
@@ -86,42 +79,31 @@ class ReadReport:
         return {"rows_read": dict(self.rows_read), "rejected": self.counts, "notes": dict(self.notes)}
 
     def write(self, path: str | Path) -> Path:
-        """Write the rejected rows as JSON lines (`kind`, `file`, `line`, `reason`) and return the file's path.
-
-        Its folder is made if needed. No rejected rows make an empty file.
-        """
+        """Write the rejected rows as JSON lines into a file, whose folder is made if needed; return its path."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("w", encoding="utf-8") as stream:
-            for row in self.rejected:
-                stream.write(json.dumps(asdict(row)) + "\n")
+        target.write_text("".join(json.dumps(asdict(row)) + "\n" for row in self.rejected), encoding="utf-8")
         return target
 
     def check(self, threshold: float = DEFAULT_MAX_REJECTED, rejects_path: str | Path | None = None) -> None:
-        """Stop when too large a share of the rows of a file was rejected.
+        """Raise a DataError when more than a share `threshold` of the rows of a file was rejected.
 
         The share is taken per file, so that a long file of items cannot hide a broken file of events. Exact
         duplicates (`HARMLESS_KINDS`) are counted and written like all others, but do not stop a run by themselves.
-
-        Args:
-            threshold: Largest share of rejected rows allowed, 0 to 1.
-            rejects_path: Where the rejected rows were written, for the message.
-
-        Raises:
-            DataError: More than `threshold` of the rows of a file were rejected.
+        The message names `rejects_path`, where the rows were written.
         """
         harmful = [row for row in self.rejected if row.kind not in HARMLESS_KINDS]
-        for file, number in Counter(row.file for row in harmful).items():
-            rows = max(self.rows_read.get(file, 0), number)
+        for file in dict.fromkeys(row.file for row in harmful):
+            found = [row for row in harmful if row.file == file]
+            number, rows = len(found), max(self.rows_read.get(file, 0), len(found))
             if number <= threshold * rows:
                 continue
-            kinds = Counter(row.kind for row in harmful if row.file == file).most_common()
-            first = next(row for row in harmful if row.file == file)
+            kinds = Counter(row.kind for row in found).most_common()
             listed = f"All are listed in {rejects_path}." if rejects_path else "Pass rejects_path= to list them all."
             raise DataError(
                 f"{number} of {rows} rows of {file} were rejected ({number / rows:.1%}, at most {threshold:.1%} "
-                f"allowed): {', '.join(f'{count} {kind}' for kind, count in kinds)}. First: line {first.line}, "
-                f"{first.reason}. {listed} Correct the rows, or raise max_rejected to go on without them."
+                f"allowed): {', '.join(f'{count} {kind}' for kind, count in kinds)}. First: line {found[0].line}, "
+                f"{found[0].reason}. {listed} Correct the rows, or raise max_rejected to go on without them."
             )
 
 

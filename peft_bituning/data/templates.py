@@ -91,11 +91,7 @@ class PromptTemplate:
 
     @classmethod
     def from_json(cls, text: str) -> "PromptTemplate":
-        """Read a template from JSON text; what is left out has its default.
-
-        Raises:
-            ConfigurationError: The text is not a JSON object of a template's fields, or a value has the wrong type.
-        """
+        """Read a template from JSON text; what is left out has its default, what is wrong a ConfigurationError."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

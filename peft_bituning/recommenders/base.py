@@ -55,16 +55,7 @@ class IDRecommender(nn.Module):
         """Tell which positions `encode` gives a state to.
 
         Masked positions, items outside the catalog (new ones), and all but the last `max_length` items are left out.
-
-        Args:
-            item_indices: `[B, N]` integers.
-            mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, N]` bool.
-
-        Raises:
-            InputError: Shapes or types do not fit.
+        Arguments are those of `encode`, and the mask is `[B, N]` bool.
         """
         if item_indices.ndim != 2 or mask.shape != item_indices.shape:
             raise InputError(
@@ -139,8 +130,7 @@ class IDRecommender(nn.Module):
 
     def content_hash(self) -> str:
         """Return the sha256 (hex) over the essential settings and every tensor's name, shape, type and bytes."""
-        settings = {"recommender_type": self.recommender_type, **self.essentials()}
-        start = json.dumps(settings, sort_keys=True)
+        start = json.dumps({"recommender_type": self.recommender_type, **self.essentials()}, sort_keys=True)
         return sha256_of_tensors(self.state_dict(), "\n{name} {shape} {dtype}\n", start)
 
 

@@ -55,11 +55,7 @@ class BERT4Rec(ItemSequenceModel):
 
     Counted from the other side, a history one item longer than those trained on would put the mask token where none
     was in training.
-
     `encode` runs over the history alone; `scores` appends a mask token and reads the item it stands for.
-
-    Args:
-        config: Sizes and masking.
     """
 
     config_class = BERT4RecConfig

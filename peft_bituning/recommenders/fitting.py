@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,9 +80,6 @@ def fit_recommender(
         progress: Show a bar over the epochs.
         device: Where to train; `None` is where the model is.
 
-    Returns:
-        The losses, the validation curve and the epoch kept.
-
     Raises:
         ConfigurationError: A setting is out of its range.
         DataError: No sequence has two items, or an item lies outside the model's catalog.
@@ -116,12 +113,7 @@ class _Training:
     batch_positions: int
 
     def run(
-        self,
-        valid_samples: Sequence[HistoryAndTarget],
-        epochs: int,
-        patience: int,
-        validate_every: int,
-        progress: bool,
+        self, valid_samples: Sequence[HistoryAndTarget], epochs: int, patience: int, validate_every: int, progress: bool
     ) -> FitReport:
         """Train until the last epoch or until patience runs out, then go back to the best epoch's weights."""
         model, report = self.model, FitReport()
@@ -158,7 +150,7 @@ class _Training:
             loss = self.model.training_loss(rows.to(self.model.device), lengths.to(self.model.device), self.generator)
             value = loss.item()
             if not math.isfinite(value):
-                raise NonFiniteLossError(self._non_finite_message(epoch, step, value))
+                raise self._non_finite(epoch, step, value)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -180,27 +172,19 @@ class _Training:
         for position in torch.randperm(len(batches), generator=self.generator).tolist():
             yield batches[position]
 
-    def _non_finite_message(self, epoch: int, step: int, value: float) -> str:
+    def _non_finite(self, epoch: int, step: int, value: float) -> NonFiniteLossError:
         bad = [name for name, tensor in self.model.named_parameters() if not bool(torch.isfinite(tensor).all())]
-        cause = (
-            f"weights already not finite: {bad[:3]}" if bad else "the weights are finite, the loss itself overflowed"
-        )
-        return (
+        cause = f"weights already not finite: {bad[:3]}" if bad else "the weights are finite, the loss overflowed"
+        return NonFiniteLossError(
             f"training {self.model.recommender_type}: the loss is {value} in epoch {epoch}, step {step} ({cause}); "
             f"lower learning_rate (now {self.optimizer.param_groups[0]['lr']}) or check the initial weights"
         )
 
 
 def validation_ndcg(model: ItemSequenceModel, samples: Sequence[HistoryAndTarget], batch_size: int = 512) -> float:
-    """Return the unfiltered NDCG@10 of a model over samples.
+    """Return the unfiltered NDCG@10, with mid-rank ties, of a model over samples, at least one.
 
-    Args:
-        model: The model.
-        samples: Histories and targets, at least one.
-        batch_size: Rows scored at once; fewer where that would be more than 16.8 million scores.
-
-    Returns:
-        NDCG@10, mid-rank ties.
+    Rows scored at once are `batch_size`, or fewer where that would be more than 16.8 million scores.
     """
     ranks: list[float] = []
     batch_size = min(batch_size, max(1, MAX_SCORES // model.num_items))
@@ -243,12 +227,7 @@ def default_fit_arguments(kind: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: No such kind.
     """
-    if kind not in _DEFAULTS:
-        raise ConfigurationError(f"kind must be one of {', '.join(_DEFAULTS)}, got {kind!r}")
-    return dict(_DEFAULTS[kind])
-
-
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "sasrec": {"epochs": 200, "batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, "patience": 10},
-    "bert4rec": {"epochs": 400, "batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, "patience": 20},
-}
+    best = {"sasrec": {"epochs": 200, "patience": 10}, "bert4rec": {"epochs": 400, "patience": 20}}
+    if kind not in best:
+        raise ConfigurationError(f"kind must be one of {', '.join(best)}, got {kind!r}")
+    return {"batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, **best[kind]}

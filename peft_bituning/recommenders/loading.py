@@ -23,16 +23,13 @@ def register_recommender(model_class: type[ItemSequenceModel]) -> None:
 
 
 def build_recommender(kind: str, num_items: int, *, seed: int = 0, **settings: Any) -> SASRec | BERT4Rec:
-    """Build an untrained recommender; the same seed gives the same weights.
+    """Build an untrained recommender for `fit_recommender`; the same seed gives the same weights.
 
     Args:
         kind: `"sasrec"` or `"bert4rec"`.
         num_items: Catalog size I.
         seed: Of the initial weights; torch's global random state is left as it was.
         settings: Other fields of its config.
-
-    Returns:
-        The model, ready for `fit_recommender`.
 
     Raises:
         ConfigurationError: No such kind, or a setting is out of its range.

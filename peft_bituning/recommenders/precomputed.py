@@ -80,12 +80,7 @@ class Precomputed(IDRecommender):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Precomputed":
-        """Load what `save_pretrained` wrote, in evaluation mode.
-
-        Raises:
-            ArtifactError: A file is missing or damaged, or the table does not fit the config.
-            InputError: The table holds NaN or infinity.
-        """
+        """Load what `save_pretrained` wrote; an ArtifactError or InputError says what is wrong with it."""
         config = read_config(folder)
         try:
             shape = int(config["num_items"]), int(config["embedding_dim"])

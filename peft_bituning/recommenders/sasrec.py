@@ -25,11 +25,7 @@ class SASRecConfig(ItemSequenceConfig):
 
 
 class SASRec(ItemSequenceModel):
-    """`transformers`' BERT stack with a causal mask; position 0 is the oldest item used.
-
-    Args:
-        config: Sizes.
-    """
+    """`transformers`' BERT stack with a causal mask; position 0 is the oldest item used."""
 
     config_class = SASRecConfig
     config: SASRecConfig

@@ -121,23 +121,16 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
         """Return the model's own training loss over one batch, a scalar.
 
-        Args:
-            item_indices: `[B, L]` catalog indices from column 0 on, L at most `max_length` + 1.
-            lengths: `[B]` real items of each row, at least two: something to see and something to predict.
-            generator: Source of the randomness that is not dropout.
+        Rows are `[B, L]` catalog indices from column 0 on, L at most `max_length` + 1, with lengths `[B]` of at least
+        two items: something to see and something to predict. The generator gives what is random beside dropout.
         """
         raise NotImplementedError
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **arguments: Any) -> Any:
-        """Load a saved model from a folder or the Hub, as in `transformers`; strict where that warns.
-
-        Raises:
-            ArtifactError: Tensors are missing, unexpected, mis-shaped or unreadable.
-        """
+        """Load a saved model from a folder or the Hub, as in `transformers`; an ArtifactError where that warns."""
         if Path(pretrained_model_name_or_path).is_dir() and not (model_args or arguments):
             return load_folder(cls, Path(pretrained_model_name_or_path))
-        wants_info = arguments.pop("output_loading_info", False)
         try:
             model, info = super().from_pretrained(  # type: ignore[misc]
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **arguments
@@ -145,4 +138,4 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
         except (SafetensorError, RuntimeError) as error:
             raise ArtifactError(f"{pretrained_model_name_or_path} cannot be loaded: {error}") from error
         check_names(pretrained_model_name_or_path, info["missing_keys"], info["unexpected_keys"])
-        return (model, info) if wants_info else model
+        return model

@@ -169,23 +169,16 @@ def _split_events(category: str, report: ReadReport, files: _Repository, **optio
 
 def _core_events(category: str, report: ReadReport, files: _Repository, **options: Unpack[TextOptions]) -> list[Event]:
     """Cut the raw reviews to the core; those without ids stay, to be rejected with all other events."""
-    rows = json_rows(files.fetch(f"raw/review_categories/{category}.jsonl"), report, **options)
-    unknown: list[Event] = []
-    known: list[Event] = []
-    pairs: list[tuple[Any, Any]] = []
-    for row in rows:
-        event = Event.from_row(row, "user_id", "parent_asin")
-        pair = as_id(event.user_id), as_id(event.item_id)
-        if None in pair:
-            unknown.append(event)
-        else:
-            known.append(event)
-            pairs.append(pair)
-    left = core(pairs)
+    path = files.fetch(f"raw/review_categories/{category}.jsonl")
+    events = [Event.from_row(row, "user_id", "parent_asin") for row in json_rows(path, report, **options)]
+    pairs = [(as_id(event.user_id), as_id(event.item_id)) for event in events]
+    known = [place for place, pair in enumerate(pairs) if None not in pair]
+    left = core([pairs[place] for place in known])
     report.note("below_five_core", len(known) - len(left))
     if not left:
         raise DataError(f"{category} has no user and item with five events each; take another category.")
-    return unknown + [known[place] for place in left]
+    unknown = [event for event, pair in zip(events, pairs, strict=True) if None in pair]
+    return unknown + [events[known[place]] for place in left]
 
 
 def _joined(

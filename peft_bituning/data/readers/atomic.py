@@ -12,7 +12,7 @@ from ...errors import DataError
 from ..interactions import IN_FILE_ORDER, Event, Interactions
 from ..items import ItemCatalog
 from ..rejects import ReadReport, Row
-from .text_files import TextOptions, require_columns, table_rows, text_lines
+from .text_files import TextOptions, table_rows, text_lines
 
 #: RecBole's names for what we call otherwise; `movie_title` and the like are the title.
 RENAMED = {
@@ -62,7 +62,7 @@ def read_atomic(
         item_ids = _original_ids(Path(f"{prefix}.item2index"), report)
         text = Path(f"{prefix}.text")
         with_texts = text.is_file()
-        items = _text_catalog(text, report, item_ids, **options) if with_texts else _item_catalog(prefix, report, rows)
+        items = _text_catalog(text, report, rows, item_ids) if with_texts else _item_catalog(prefix, report, rows)
         events = chained_events(training, chain.from_iterable(held_out), report, user_ids, item_ids)
     else:
         items = _item_catalog(prefix, report, rows)
@@ -108,24 +108,17 @@ def _item_catalog(prefix: Path, report: ReadReport, rows: Callable[..., Iterator
 
 
 def _text_catalog(
-    path: Path, report: ReadReport, item_ids: Mapping[str, str], **options: Unpack[TextOptions]
+    path: Path, report: ReadReport, rows: Callable[..., Iterator[Row]], item_ids: Mapping[str, str]
 ) -> ItemCatalog:
     """Read a UniSRec text file; with an index of items, the catalog is in its order."""
     places = {item: place for place, item in enumerate(item_ids.values())}
-    found: list[tuple[int, str, str]] = []
-    for line, text in text_lines(path, report, count_from=2, **options):
-        item_id, _, description = text.partition("\t")
-        if line == 1:
-            require_columns([name.split(":")[0] for name in text.split("\t")], path.name, ("item_id", "text"))
-        else:
-            found.append((line, item_id, description))
-    records = split_texts([description for _, _, description in found])
-    rows = [
-        Row(path.name, line, {"item_id": item_id, **record})
-        for (line, item_id, _), record in zip(found, records, strict=True)
+    found = list(rows(path=path, required=("item_id", "text")))
+    texts = split_texts([row.record["text"] for row in found])
+    described = [
+        row._replace(record={"item_id": row.record["item_id"], **text}) for row, text in zip(found, texts, strict=True)
     ]
-    rows.sort(key=lambda row: places.get(row.record["item_id"], len(places)))
-    return ItemCatalog.from_rows(rows, report)
+    described.sort(key=lambda row: places.get(row.record["item_id"], len(places)))
+    return ItemCatalog.from_rows(described, report)
 
 
 def _original_ids(path: Path, report: ReadReport) -> dict[str, str]:

@@ -28,12 +28,7 @@ class TextOptions(TypedDict, total=False):
 
 
 def text_lines(
-    path: Path,
-    report: ReadReport,
-    count_from: int = 1,
-    *,
-    fallback_encoding: str | None = None,
-    progress: bool = False,
+    path: Path, report: ReadReport, count_from: int = 1, *, fallback_encoding: str | None = None, progress: bool = False
 ) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 text file, gzipped or not, without line ends; blank lines are skipped.
 
@@ -42,13 +37,9 @@ def text_lines(
     """
     if not path.is_file():
         raise DataError(f"There is no file {path}. Check the path.")
-    number = 0
-    with (
-        path.open("rb") as raw,
-        tqdm(
-            total=path.stat().st_size, unit="B", unit_scale=True, desc=f"Reading {path.name}", disable=not progress
-        ) as bar,
-    ):
+    number, size = 0, path.stat().st_size
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"Reading {path.name}", disable=not progress)
+    with path.open("rb") as raw, bar:
         zipped = raw.peek(2)[:2] == _GZIP_MAGIC
         stream: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
         try:
@@ -72,7 +63,7 @@ def text_lines(
                     report.reject("bad_encoding", path.name, number, "the line is not UTF-8 text")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{path.name} is damaged after line {number} ({error}). Download it again.") from error
-        bar.update(path.stat().st_size - bar.n)
+        bar.update(size - bar.n)
     if number == 0:
         raise DataError(f"{path.name} is empty. Check that it was written or downloaded completely.")
 
@@ -119,7 +110,8 @@ def table_rows(
     columns: list[str] | None = None
     for number, text in text_lines(path, report, count_from=2, **options):
         try:
-            values = _split(text, delimiter)
+            has_quotes = delimiter == "," and '"' in text
+            values = next(csv.reader([text], strict=True)) if has_quotes else text.split(delimiter)
         except csv.Error as error:
             report.reject("broken_row", path.name, number, f"not a row of values: {error}")
             continue
@@ -142,12 +134,6 @@ def require_columns(found: Sequence[str], file: str, required: Sequence[str], an
         raise DataError(
             f"{file} must have the columns {expected}; found {', '.join(found) or 'none'}. Rename its columns."
         )
-
-
-def _split(text: str, delimiter: str) -> list[str]:
-    if delimiter != "," or '"' not in text:
-        return text.split(delimiter)
-    return next(csv.reader([text], strict=True))
 
 
 def _decoded(data: bytes, fallback_encoding: str | None) -> str | None:
