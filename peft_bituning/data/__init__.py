@@ -3,7 +3,7 @@
 from .interactions import IN_FILE_ORDER, Event, Interactions
 from .items import ItemCatalog
 from .prompts import PromptEncoder
-from .readers.frames import interactions_from_tables
+from .readers.frames import as_interactions, interactions_from_tables
 from .readers.sources import SOURCE_FORMS, load_interactions
 from .rejects import ReadReport, RejectedRow
 from .samples import LeaveOneOut, Sample
@@ -22,6 +22,7 @@ __all__ = [
     "ReadReport",
     "RejectedRow",
     "Sample",
+    "as_interactions",
     "interactions_from_tables",
     "load_interactions",
 ]

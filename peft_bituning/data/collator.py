@@ -10,19 +10,12 @@ from .prompts import PromptEncoder
 
 
 class HistoryBatch(NamedTuple):
-    """A batch of histories.
+    """A batch of histories: the prompts' tokens, and the catalog indices that a recommender reads."""
 
-    Args:
-        input_ids: [B, T].
-        attention_mask: [B, T].
-        item_indices: catalog indices, 0 at padding [B, N].
-        item_mask: [B, N] bool.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    item_indices: Tensor
-    item_mask: Tensor
+    input_ids: Tensor  # [B, T]
+    attention_mask: Tensor  # [B, T]
+    item_indices: Tensor  # [B, N], 0 at padding
+    item_mask: Tensor  # [B, N] bool
 
     def to(self, device: torch.device | str) -> "HistoryBatch":
         """Return the batch on another device."""
@@ -30,13 +23,7 @@ class HistoryBatch(NamedTuple):
 
 
 class HistoryCollator:
-    """Renders and pads histories.
-
-    Args:
-        prompts: turns a history into token ids.
-        pad_token_id: what fills the end of shorter rows.
-        max_items: N at most, the newest items of a history that the recommender reads.
-    """
+    """Renders and pads histories; a recommender reads the newest `max_items` (N at most) of each."""
 
     def __init__(self, prompts: PromptEncoder, pad_token_id: int, max_items: int) -> None:
         self.prompts = prompts
@@ -53,26 +40,32 @@ class HistoryCollator:
         kind: str = "user",
         collaborative_histories: Sequence[Sequence[int]] | None = None,
     ) -> HistoryBatch:
-        """Make a batch.
+        """Make a batch of B histories, on the CPU and padded at the right; an empty one is a cold start.
 
-        Args:
-            histories: catalog indices in time order, one sequence a row; an empty one is a cold start.
-            kind: `user`, or `item` for one-item histories that stand for an item.
-            collaborative_histories: what the recommender reads, one a row; None is the histories themselves.
-
-        Returns:
-            The batch on the CPU, padded at the right.
+        The kind is `item` for one-item histories that stand for an item. The recommender reads the histories
+        themselves, unless there are other ones for it.
         """
-        ids = [self.prompts.encode(history, kind) for history in histories]
-        items = [list(history)[-self.max_items :] for history in collaborative_histories or histories]
-        width, count = max(1, *map(len, ids)), max(1, *map(len, items))
-        return HistoryBatch(
-            _pad(ids, width, self.pad_token_id),
-            _pad([[1] * len(row) for row in ids], width, 0),
-            _pad(items, count, 0),
-            _pad([[1] * len(row) for row in items], count, 0).bool(),
-        )
+        prompts = [self.prompts.encode(history, kind) for history in histories]
+        input_ids, token_mask = pad_histories(prompts, value=self.pad_token_id)
+        item_indices, item_mask = pad_histories(collaborative_histories or histories, self.max_items)
+        return HistoryBatch(input_ids, token_mask.long(), item_indices, item_mask)
 
 
-def _pad(rows: list[list[int]], width: int, value: int) -> Tensor:
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long)
+def pad_histories(
+    histories: Sequence[Sequence[int]], max_length: int | None = None, value: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Put histories, of catalog indices or tokens, into one tensor, padded at the right.
+
+    Args:
+        histories: B histories, oldest first; an empty one gives a masked row.
+        max_length: Keep only the last so many of each.
+        value: What fills the end of shorter rows.
+
+    Returns:
+        `[B, N]` int64 and its `[B, N]` bool mask, N at least 1.
+    """
+    rows = [list(row) if max_length is None else list(row)[-max_length:] for row in histories]
+    width = max([1, *map(len, rows)])
+    padded = torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    return padded.reshape(len(rows), width), torch.arange(width) < lengths[:, None]

@@ -1,28 +1,27 @@
 """Purchase histories: for every user, the catalog indices of his events in time order."""
 
-import hashlib
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ..artifacts import sha256_of_json
 from ..errors import DataError
 from .items import ItemCatalog
 from .rejects import ReadReport, Row
 from .values import as_id, as_timestamp, shown
 
+_Dated = tuple[float | int, int, str, int]  # order, catalog index, file, line
+
+#: Given as `Event.order`: the events of a user are in time order as they come.
+IN_FILE_ORDER = object()
+
 
 class Event(NamedTuple):
-    """One row of a source, values as they came.
+    """One row of a source, values as they came: who, what and when, in which file and line.
 
-    Args:
-        user_id: Who.
-        item_id: What.
-        order: When: a time, or a number that orders the user's events; `IN_FILE_ORDER` where the row order counts.
-        file: Base name of the file.
-        line: Line number there.
+    `order` is a time, a number that orders the user's events, or `IN_FILE_ORDER` where the row order counts.
     """
 
     user_id: Any
@@ -34,14 +33,7 @@ class Event(NamedTuple):
     @classmethod
     def from_row(cls, row: Row, user: str = "user_id", item: str = "item_id", order: str = "timestamp") -> "Event":
         """Take the columns of a record that say who, what and when; what it lacks is None."""
-        record = row.record
-        return cls(record.get(user), record.get(item), record.get(order), row.file, row.line)
-
-
-#: Given as `Event.order`: the events of a user are in time order as they come.
-IN_FILE_ORDER = object()
-
-_Dated = tuple[float | int, int, str, int]  # order, catalog index, file, line
+        return cls(*map(row.record.get, (user, item, order)), row.file, row.line)
 
 
 @dataclass(frozen=True)
@@ -74,9 +66,7 @@ class Interactions:
     @cached_property
     def content_hash(self) -> str:
         """The sha256 (hex) over item ids, user ids and histories, by which a resumed run knows its data."""
-        digest = hashlib.sha256(json.dumps(self.items.item_ids).encode())
-        digest.update(json.dumps([self.user_ids, self.histories]).encode())
-        return digest.hexdigest()
+        return sha256_of_json(self.items.item_ids, [self.user_ids, self.histories])
 
     @classmethod
     def from_events(
@@ -95,9 +85,9 @@ class Interactions:
 
         Args:
             items: The catalog.
-            events: The events in file order.
+            events: The events in file order, or (user id, item id, order) alone.
             report: Where rejected rows go; a new report when left out.
-            source: Where the events came from.
+            source: Where the events came from, one line.
             scale_time: Take large numbers as milliseconds or finer; off for plain order numbers.
 
         Raises:
@@ -122,46 +112,28 @@ class Interactions:
                 grouped.setdefault(user_id, []).append((order, item, event.file, event.line))
                 continue
             report.reject(kind, event.file, event.line, reason)
-        histories = [_ordered(rows, report) for rows in grouped.values()]
-        if not histories:
+        if not grouped:
             raise DataError(
                 f"{source} has no usable event: rows read {report.rows_read or 'none'}, rejected "
                 f"{report.counts or 'none'}. Check that the files hold events and that their item ids are those of "
                 "the items."
             )
+        histories = tuple(_ordered(rows, report) for rows in grouped.values())
         report.note("items_without_title", sum("title" not in row for row in items.attributes))
-        return cls(items, tuple(grouped), tuple(histories), report, source)
+        return cls(items, tuple(grouped), histories, report, source)
 
     @classmethod
     def from_histories(
         cls, items: ItemCatalog, histories: Mapping[str, Sequence[str]], source: str = "memory"
     ) -> "Interactions":
-        """Build from item ids per user, in time order already.
-
-        Args:
-            items: The catalog.
-            histories: User id to item ids.
-            source: Where the events came from, one line.
-
-        Raises:
-            UnknownItemError: An id is not in the catalog.
-            DataError: No user has an event.
-        """
+        """Build from each user's item ids, in time order already; an UnknownItemError names ids not in the catalog."""
         for item_ids in histories.values():
             items.indices_of(item_ids)
         events = (Event(user, item, IN_FILE_ORDER) for user, item_ids in histories.items() for item in item_ids)
         return cls.from_events(items, events, source=source)
 
     def sample_users(self, n: int, seed: int = 0) -> "Interactions":
-        """Return a seeded cut of the users over the same catalog, in their present order.
-
-        Args:
-            n: Users to keep; all of them if there are fewer.
-            seed: The same seed gives the same users.
-
-        Raises:
-            DataError: `n` is below 1.
-        """
+        """Return a seeded cut of `n` users, or of all if there are fewer, in their present order over this catalog."""
         if n < 1:
             raise DataError(f"A cut needs at least one user, got n={n}.")
         if n >= len(self.user_ids):

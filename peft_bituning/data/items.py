@@ -12,8 +12,6 @@ from ..errors import DataError, UnknownItemError
 from .rejects import ReadReport, Row
 from .values import as_id, as_text
 
-_NAMED = 10
-
 
 @dataclass(frozen=True)
 class ItemCatalog:
@@ -53,26 +51,10 @@ class ItemCatalog:
     @cached_property
     def text_columns(self) -> tuple[str, ...]:
         """The columns any item has, in order of first appearance, without `title`."""
-        columns = {column: None for row in self.attributes for column in row}
-        return tuple(column for column in columns if column != "title")
-
-    def index_of(self, item_id: str) -> int:
-        """Return the index of one item.
-
-        Raises:
-            UnknownItemError: The id is not in the catalog.
-        """
-        return self.indices_of([item_id])[0]
+        return tuple(dict.fromkeys(column for row in self.attributes for column in row if column != "title"))
 
     def indices_of(self, item_ids: Sequence[str]) -> list[int]:
-        """Return the indices of items, in the order given.
-
-        Args:
-            item_ids: Ids of the catalog; repeats are allowed.
-
-        Raises:
-            UnknownItemError: Some ids are not in the catalog; it names them.
-        """
+        """Return the indices of items, in the order given; an UnknownItemError names those not in the catalog."""
         unknown = list(dict.fromkeys(item for item in item_ids if item not in self.index))
         if unknown:
             raise UnknownItemError(
@@ -83,16 +65,10 @@ class ItemCatalog:
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]], id_column: str = "item_id") -> "ItemCatalog":
-        """Build a catalog from one record an item.
+        """Build a catalog from one record (column to value) an item, in catalog order.
 
-        Text is cleaned: HTML entities decoded, whitespace collapsed, missing and blank values left out.
-
-        Args:
-            records: Mappings of column to value, in catalog order.
-            id_column: The column that holds the id.
-
-        Raises:
-            DataError: A record has no id, or an id occurs twice.
+        Text is cleaned: HTML entities decoded, whitespace collapsed, missing and blank values left out. A DataError
+        says that a record has no id, or that an id occurs twice.
         """
         item_ids: list[str] = []
         attributes: list[dict[str, str]] = []
@@ -104,26 +80,18 @@ class ItemCatalog:
                     f"{sorted(map(str, record))}. Name the column of ids with id_column=."
                 )
             item_ids.append(item_id)
-            attributes.append(text_attributes(record, id_column))
+            attributes.append(_text_attributes(record, id_column))
         return cls(tuple(item_ids), tuple(attributes))
 
     @classmethod
     def from_rows(
         cls, rows: Iterable[Row], report: ReadReport, id_column: str = "item_id", keep: Container[str] | None = None
     ) -> "ItemCatalog":
-        """Build a catalog from the rows of a file, rejecting those that cannot be used.
+        """Build a catalog from the rows of a file, one an item, rejecting those that cannot be used.
 
         A row without an id is rejected as `missing_item_id`; an id that comes again as `duplicate_item`, or as
-        `conflicting_item` where its text differs: the first row stays.
-
-        Args:
-            rows: One row an item, in catalog order.
-            report: Takes rejected rows.
-            id_column: The column of ids.
-            keep: The ids wanted; others are passed over and noted as `items_without_events`. `None` keeps all.
-
-        Raises:
-            DataError: No item is left.
+        `conflicting_item` where its text differs: the first row stays. Ids that are not among those to `keep` are
+        passed over and noted as `items_without_events`; `None` keeps all. It is a DataError if no item is left.
         """
         kept: dict[str, dict[str, str]] = {}
         file, columns = "the items", "none"
@@ -134,17 +102,16 @@ class ItemCatalog:
             if item_id is None:
                 reason = f"no usable {id_column}, got {row.record.get(id_column)!r}"
                 report.reject("missing_item_id", row.file, row.line, reason)
-                continue
-            if keep is not None and item_id not in keep:
+            elif keep is not None and item_id not in keep:
                 report.note("items_without_events")
-                continue
-            attributes = text_attributes(row.record, id_column)
-            if item_id not in kept:
-                kept[item_id] = attributes
-            elif kept[item_id] == attributes:
-                report.reject("duplicate_item", row.file, row.line, f"item {item_id!r} came before")
             else:
-                report.reject("conflicting_item", row.file, row.line, f"item {item_id!r} came before with other text")
+                attributes = _text_attributes(row.record, id_column)
+                first = kept.setdefault(item_id, attributes)
+                if first != attributes:
+                    reason = f"item {item_id!r} came before with other text"
+                    report.reject("conflicting_item", row.file, row.line, reason)
+                elif first is not attributes:
+                    report.reject("duplicate_item", row.file, row.line, f"item {item_id!r} came before")
         if not kept:
             raise DataError(
                 f"No usable item in {file}: expected a column {id_column}, found {columns}; rejected "
@@ -153,11 +120,7 @@ class ItemCatalog:
         return cls(tuple(kept), tuple(kept.values()))
 
     def extended(self, records: Iterable[Mapping[str, Any]], id_column: str = "item_id") -> "ItemCatalog":
-        """Return a catalog with new items after the present ones, whose indices do not change.
-
-        Raises:
-            DataError: A record has no id, or its id is in the catalog already.
-        """
+        """Return a catalog with new items, which a DataError names if they are known, after the present ones."""
         new = ItemCatalog.from_records(records, id_column)
         known = [item for item in new.item_ids if item in self.index]
         if known:
@@ -172,13 +135,10 @@ class ItemCatalog:
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> "ItemCatalog":
-        """Read back exactly what `to_jsonl` wrote; for files of other makers use `load_interactions`.
-
-        Raises:
-            DataError: The file is missing, or a line is not what `to_jsonl` writes.
-        """
+        """Read back exactly what `to_jsonl` wrote, else raise a DataError; others' files are `load_interactions`'s."""
         name = Path(path).name
-        rows: list[tuple[str, dict[str, str]]] = []
+        item_ids: list[str] = []
+        attributes: list[dict[str, str]] = []
         try:
             lines = Path(path).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
@@ -194,22 +154,18 @@ class ItemCatalog:
                 raise DataError(f"{name} line {number} must be an object of strings, got {line[:80]!r}.")
             if not record.get("item_id"):
                 raise DataError(f"{name} line {number} has no item_id, got {line[:80]!r}.")
-            rows.append((record.pop("item_id"), record))
-        return cls(tuple(item_id for item_id, _ in rows), tuple(attributes for _, attributes in rows))
+            item_ids.append(record.pop("item_id"))
+            attributes.append(record)
+        return cls(tuple(item_ids), tuple(attributes))
 
 
-def text_attributes(record: Mapping[str, Any], id_column: str = "item_id") -> dict[str, str]:
-    """Return the attributes of a record as clean text, missing ones left out.
-
-    Args:
-        record: Column to value.
-        id_column: The column of the id, which is no attribute; neither is one named `item_id`.
-    """
+def _text_attributes(record: Mapping[str, Any], id_column: str) -> dict[str, str]:
+    """Return the attributes of a record as clean text, without the id and missing ones."""
     cleaned = {str(key): as_text(value) for key, value in record.items() if key not in (id_column, "item_id")}
     return {key: value for key, value in cleaned.items() if value}
 
 
-def _listed(values: Sequence[str]) -> str:
+def _listed(values: Sequence[str], number: int = 10) -> str:
     """Return the first few values and how many more there are."""
-    more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
-    return ", ".join(repr(value) for value in values[:_NAMED]) + more
+    more = f" and {len(values) - number} more" if len(values) > number else ""
+    return ", ".join(map(repr, values[:number])) + more

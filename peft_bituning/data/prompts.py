@@ -1,5 +1,6 @@
 """Prompts as token ids, cut at whole items to fit a context."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,6 +14,8 @@ from .templates import PromptTemplate
 # A piece is tokenised behind this letter, which is then taken off: tokenizers that put a blank before the start of
 # every text (SentencePiece) would else put one before every piece.
 _ANCHOR = "a"
+
+_Line = tuple[list[int], bool]  # the tokens of an item's line, and whether its text was cut
 
 
 class PromptEncoder:
@@ -54,31 +57,23 @@ class PromptEncoder:
         self.max_items = max_items
         self.max_item_tokens = max_item_tokens
         self.fields = template.fields_for(items)
-        self.counts: dict[str, int] = {}
-        self.reset_counts()
+        self.counts = {"histories_shortened": 0, "items_dropped": 0, "items_cut": 0}
         self._anchor = self._tokens(_ANCHOR)
         self._bodies: dict[int, list[int]] = {}
         self._heads: dict[tuple[int, bool], list[int]] = {}
-        self._openings: dict[str, list[int]] = {}
+        self._openings = {
+            kind: self._leading_tokens() + self._tokens(template.instruction_for(kind)) for kind in ("user", "item")
+        }
 
     def reset_counts(self) -> None:
-        """Set the counts to zero.
+        """Set the counts of prompts that lost items, of the items lost, and of item lines that were cut to zero.
 
-        `histories_shortened` and `items_dropped` count prompts that lost items and the items lost; `items_cut` counts
-        item lines that were cut. All count calls of `encode`, so that a history encoded twice counts twice.
+        All count calls of `encode`, so that a history encoded twice counts twice.
         """
-        self.counts.update(histories_shortened=0, items_dropped=0, items_cut=0)
+        self.counts.update(dict.fromkeys(self.counts, 0))
 
     def text(self, history: Sequence[int], kind: str = "user") -> str:
-        """Return a prompt as text, before any cutting.
-
-        Args:
-            history: Catalog indices in time order; empty for a cold start.
-            kind: `user` or `item`, which may have different instructions.
-
-        Raises:
-            UnknownItemError: An index is outside the catalog.
-        """
+        """Return the text of a prompt, before any cutting; the arguments are those of `encode`."""
         instruction = self.template.instruction_for(kind)
         lines = [
             self.template.head(number, first=number == 1 and not instruction)
@@ -88,45 +83,30 @@ class PromptEncoder:
         return instruction + "".join(lines)
 
     def encode(self, history: Sequence[int], kind: str = "user") -> list[int]:
-        """Return the token ids of a prompt: what the tokenizer puts first, instruction, newest items that fit.
+        """Return the token ids of a prompt [T]: what the tokenizer puts first, instruction, newest items that fit.
 
         Args:
             history: Catalog indices in time order; empty for a cold start (instruction only). Items are numbered
                 from 1 after the oldest were dropped.
             kind: `user` or `item`, which may have different instructions.
 
-        Returns:
-            At most `max_length` token ids.
-
         Raises:
             ContextLengthError: The instruction, or it and the start of one item, does not fit.
             UnknownItemError: An index is outside the catalog.
         """
-        opening, kept, room = self._fitted(history, kind)
-        if len(kept) < len(history):
-            self.counts["histories_shortened"] += 1
-            self.counts["items_dropped"] += len(history) - len(kept)
+        opening, lines = self._fitted(history, kind)
         tokens = list(opening)
-        for number, item in enumerate(kept, start=1):
-            line, cut = self._line(item, number, self._is_bare(kind), room)
-            self.counts["items_cut"] += cut
-            tokens.extend(line)
+        for line, is_cut in lines:
+            tokens += line
+            self.counts["items_cut"] += is_cut
+        self.counts["histories_shortened"] += len(lines) < len(history)
+        self.counts["items_dropped"] += len(history) - len(lines)
         return tokens
 
     def length(self, history: Sequence[int], kind: str = "user") -> int:
-        """Return the number of tokens that `encode` gives, from the lengths of its pieces and without counting.
-
-        Args:
-            history: Catalog indices in time order; empty for a cold start.
-            kind: `user` or `item`.
-
-        Raises:
-            ContextLengthError: As `encode`.
-            UnknownItemError: An index is outside the catalog.
-        """
-        opening, kept, room = self._fitted(history, kind)
-        bare = self._is_bare(kind)
-        return len(opening) + sum(self._line_length(item, place, bare, room) for place, item in enumerate(kept, 1))
+        """Return the number of tokens that `encode` gives, without counting; it raises what `encode` does."""
+        opening, lines = self._fitted(history, kind)
+        return len(opening) + sum(len(line) for line, _ in lines)
 
     def over(self, items: ItemCatalog) -> "PromptEncoder":
         """Return an encoder of the same settings over another catalog, with neither tokens nor counts of this one."""
@@ -135,85 +115,60 @@ class PromptEncoder:
         )
 
     def twins(self) -> list[list[int]]:
-        """Return the groups of items whose prompts are identical, also by cutting, and so cannot be told apart.
-
-        Returns:
-            Groups of two catalog indices or more, each in catalog order.
-        """
-        before = dict(self.counts)
+        """Return the groups of items whose prompts are identical, also by cutting, and so cannot be told apart."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for item in range(len(self.items)):
-            groups[tuple(self.encode([item], kind="item"))].append(item)
-        self.counts.update(before)
+            _, [(line, _)] = self._fitted([item], "item")
+            groups[tuple(line)].append(item)
         return [group for group in groups.values() if len(group) > 1]
 
     @cached_property
     def twin_count(self) -> int:
         """Number of items that share their prompt with another one."""
-        return sum(len(group) for group in self.twins())
+        return sum(map(len, self.twins()))
 
-    def _fitted(self, history: Sequence[int], kind: str) -> tuple[list[int], list[int], int | None]:
-        """Return the opening's tokens, the newest items that fit, and the tokens left for one that is alone."""
-        opening = self._opening(kind)
-        room = None if self.max_length is None else self.max_length - len(opening)
-        if room is not None and room < 0:
+    def _fitted(self, history: Sequence[int], kind: str) -> tuple[list[int], list[_Line]]:
+        """Return the opening's tokens, and the lines of the newest items that fit, the last one at least."""
+        is_bare = not self.template.instruction_for(kind)
+        opening = self._openings[kind]
+        room = (self.max_length or sys.maxsize) - len(opening)
+        if room < 0:
             raise ContextLengthError(
                 f"The instruction alone takes {len(opening)} tokens, {-room} more than max_length={self.max_length}. "
                 "Raise max_length or shorten the instruction of the template."
             )
-        kept = [self._checked(item) for item in history]
+        items = [self._checked(item) for item in history]
         if self.max_items is not None:
-            kept = kept[-self.max_items :]
-        if kept:
-            kept = kept[len(kept) - self._number_fitting(kept, room, self._is_bare(kind)) :]
-        return opening, kept, room if len(kept) == 1 else None
-
-    def _number_fitting(self, items: Sequence[int], room: int | None, bare: bool) -> int:
-        """Return how many of the newest items fit, at least one; numbers are those after dropping."""
-        if room is None:
-            return len(items)
+            items = items[-self.max_items :]
         # Markers do not get longer for smaller numbers, so counting with the first one gives an upper bound.
         number, total = 0, 0
         for item in reversed(items):
-            total += self._line_length(item, 1, bare)
+            total += len(self._line(item, 1, is_bare)[0])
             if total > room:
                 break
             number += 1
-        while number > 1:
-            newest = items[len(items) - number :]
-            if sum(self._line_length(item, place, bare) for place, item in enumerate(newest, start=1)) <= room:
+        while True:
+            kept = items[len(items) - number :]
+            lines = [self._line(item, place, is_bare) for place, item in enumerate(kept, start=1)]
+            if number <= 1 or sum(len(line) for line, _ in lines) <= room:
                 break
             number -= 1
-        return max(number, 1)
+        if items and number <= 1:
+            lines = [self._line(items[-1], 1, is_bare, room)]
+        return opening, lines
 
-    def _line(self, item: int, number: int, bare: bool, room: int | None = None) -> tuple[list[int], bool]:
-        """Return the tokens of an item's line and whether its text was cut."""
-        line = self._head(number, bare and number == 1) + self._body(item)
-        length = self._line_length(item, number, bare, room)
-        return line[:length], length < len(line)
-
-    def _line_length(self, item: int, number: int, bare: bool, room: int | None = None) -> int:
-        """Return the number of tokens of an item's line, cut to the limits."""
-        head, body = len(self._head(number, bare and number == 1)), len(self._body(item))
-        limit = min((limit for limit in (self.max_item_tokens, room) if limit is not None), default=None)
-        if limit is None or head + body <= limit:
-            return head + body
-        if limit <= head:
+    def _line(self, item: int, number: int, is_bare: bool, room: int = sys.maxsize) -> _Line:
+        """Return the tokens of an item's line, cut to the limits; a bare prompt begins with its first item."""
+        head = self._head(number, is_bare and number == 1)
+        line = head + self._body(item)
+        limit = min(self.max_item_tokens or sys.maxsize, room)
+        if len(head) >= limit < len(line):
             raise ContextLengthError(
-                f"{limit} tokens are left for an item, but its marker {self.template.head(number)!r} takes {head} "
-                f"and its text {body}. Raise max_length or max_item_tokens by {head + 1 - limit} at least."
+                f"{limit} tokens are left for an item, but its marker {self.template.head(number)!r} takes {len(head)} "
+                f"and its text {len(line) - len(head)}. Raise max_length or max_item_tokens by "
+                f"{len(head) + 1 - limit} at least."
             )
-        return limit
-
-    def _is_bare(self, kind: str) -> bool:
-        """Say whether prompts begin with their first item."""
-        return not self.template.instruction_for(kind)
-
-    def _opening(self, kind: str) -> list[int]:
-        if kind not in self._openings:
-            instruction = self.template.instruction_for(kind)
-            self._openings[kind] = self._leading_tokens + (self._tokens(instruction) if instruction else [])
-        return self._openings[kind]
+        return line[:limit], limit < len(line)
 
     def _head(self, number: int, first: bool) -> list[int]:
         if (number, first) not in self._heads:
@@ -228,16 +183,15 @@ class PromptEncoder:
 
     def _piece(self, text: str) -> list[int]:
         """Tokenise a text as it stands inside another one."""
-        if not text:
-            return []
         tokens = self._tokens(_ANCHOR + text)
         length = len(self._anchor)
         return tokens[length:] if tokens[:length] == self._anchor else self._tokens(text)
 
     def _tokens(self, text: str) -> list[int]:
+        if not text:
+            return []
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
-    @cached_property
     def _leading_tokens(self) -> list[int]:
         """What the tokenizer itself puts before a text: a BOS token, or nothing."""
         tokens = list(self.tokenizer(_ANCHOR)["input_ids"])

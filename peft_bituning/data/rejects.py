@@ -21,29 +21,16 @@ DEFAULT_MAX_REJECTED = 0.05
 
 
 class Row(NamedTuple):
-    """One record of a file.
+    """One record of a file."""
 
-    Args:
-        file: Base name of the file.
-        line: Line number, from 1 (the header counts as a line).
-        record: Column to value.
-    """
-
-    file: str
-    line: int
-    record: Mapping[str, Any]
+    file: str  # its base name
+    line: int  # from 1; the header counts as a line
+    record: Mapping[str, Any]  # column to value
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """One row that was left out, and why.
-
-    Args:
-        kind: What is wrong with it, one word of a small vocabulary (`unknown_item`, `broken_json`, ...).
-        file: Base name of the file it was read from.
-        line: Its line number there, starting at 1 (for tables in memory, its row number).
-        reason: One sentence with the value that was got.
-    """
+    """One row that was left out: the kind of fault (see `ReadReport`), where it stood, and one sentence why."""
 
     kind: str
     file: str
@@ -92,46 +79,31 @@ class ReadReport:
         return {"rows_read": dict(self.rows_read), "rejected": self.counts, "notes": dict(self.notes)}
 
     def write(self, path: str | Path) -> Path:
-        """Write the rejected rows as JSON lines (`kind`, `file`, `line`, `reason`).
-
-        Args:
-            path: The file to write; its folder is made if needed. No rejected rows make an empty file.
-
-        Returns:
-            The path written.
-        """
+        """Write the rejected rows as JSON lines into a file, whose folder is made if needed; return its path."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("w", encoding="utf-8") as stream:
-            for row in self.rejected:
-                stream.write(json.dumps(asdict(row)) + "\n")
+        target.write_text("".join(json.dumps(asdict(row)) + "\n" for row in self.rejected), encoding="utf-8")
         return target
 
     def check(self, threshold: float = DEFAULT_MAX_REJECTED, rejects_path: str | Path | None = None) -> None:
-        """Stop when too large a share of the rows of a file was rejected.
+        """Raise a DataError when more than a share `threshold` of the rows of a file was rejected.
 
         The share is taken per file, so that a long file of items cannot hide a broken file of events. Exact
         duplicates (`HARMLESS_KINDS`) are counted and written like all others, but do not stop a run by themselves.
-
-        Args:
-            threshold: Largest share of rejected rows allowed, 0 to 1.
-            rejects_path: Where the rejected rows were written, for the message.
-
-        Raises:
-            DataError: More than `threshold` of the rows of a file were rejected.
+        The message names `rejects_path`, where the rows were written.
         """
         harmful = [row for row in self.rejected if row.kind not in HARMLESS_KINDS]
-        for file, number in Counter(row.file for row in harmful).items():
-            rows = max(self.rows_read.get(file, 0), number)
+        for file in dict.fromkeys(row.file for row in harmful):
+            found = [row for row in harmful if row.file == file]
+            number, rows = len(found), max(self.rows_read.get(file, 0), len(found))
             if number <= threshold * rows:
                 continue
-            kinds = Counter(row.kind for row in harmful if row.file == file).most_common()
-            first = next(row for row in harmful if row.file == file)
+            kinds = Counter(row.kind for row in found).most_common()
             listed = f"All are listed in {rejects_path}." if rejects_path else "Pass rejects_path= to list them all."
             raise DataError(
                 f"{number} of {rows} rows of {file} were rejected ({number / rows:.1%}, at most {threshold:.1%} "
-                f"allowed): {', '.join(f'{count} {kind}' for kind, count in kinds)}. First: line {first.line}, "
-                f"{first.reason}. {listed} Correct the rows, or raise max_rejected to go on without them."
+                f"allowed): {', '.join(f'{count} {kind}' for kind, count in kinds)}. First: line {found[0].line}, "
+                f"{found[0].reason}. {listed} Correct the rows, or raise max_rejected to go on without them."
             )
 
 
@@ -141,14 +113,8 @@ def settled_report(
 ) -> Iterator[ReadReport]:
     """Give a report to read into; write its rejects file and check its threshold when reading ends.
 
-    The rejects file is written even when reading fails, so that the cause can be looked up.
-
-    Args:
-        rejects_path: Where to write rejected rows (JSON lines); `None` writes nothing.
-        max_rejected: Largest share of rejected rows of one file, 0 to 1.
-
-    Raises:
-        DataError: `max_rejected` is not a share, or too many rows were rejected.
+    The rejects file is written even when reading fails, so that the cause can be looked up. A DataError says that
+    `max_rejected` is not a share, or that more rows of one file were rejected.
     """
     if not 0.0 <= max_rejected <= 1.0:
         raise DataError(f"max_rejected must be a share from 0 to 1, got {max_rejected!r}.")

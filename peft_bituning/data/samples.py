@@ -3,14 +3,14 @@
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, DataError
+from .interactions import Interactions
 
 CutStrategy = Literal["every_cut", "random_cut", "last_cut"]
 Split = Literal["valid", "test"]
 
-_STRATEGIES = ("every_cut", "random_cut", "last_cut")
 _MIN_EVENTS = 3  # one to learn from, one to validate on, one to test on
 
 
@@ -55,6 +55,28 @@ class LeaveOneOut:
         self._histories = [tuple(int(item) for item in history) for history in histories]
         self.training_users = None if training_users is None else frozenset(training_users)
         self._evaluated = [user for user, history in enumerate(self._histories) if len(history) >= _MIN_EVENTS]
+        self._training = [history[:-2] if len(history) >= _MIN_EVENTS else history for history in self._histories]
+        if self.training_users is not None:
+            self._training = [part if user in self.training_users else () for user, part in enumerate(self._training)]
+
+    @classmethod
+    def of(cls, data: Interactions) -> "LeaveOneOut":
+        """Split histories; a DataError says that there is nobody to train or to choose on, or nothing to rank."""
+        if len(data.items) < 2:
+            raise DataError(
+                f"the catalog must have at least 2 items to rank, got {len(data.items)}; there is nothing to recommend"
+            )
+        split = cls(data.histories)
+        if not split.samples("valid"):
+            raise DataError(
+                "no user has the three events that training, validation and test need; give longer histories"
+            )
+        if not split.training_samples("last_cut"):
+            raise DataError(
+                "no user has the four events that a training row beside validation and test needs; give longer "
+                "histories"
+            )
+        return split
 
     @property
     def users_not_evaluated(self) -> int:
@@ -62,22 +84,16 @@ class LeaveOneOut:
         return len(self._histories) - len(self._evaluated)
 
     def drawn(self, share: float, seed: int = 0) -> "LeaveOneOut":
-        """Return this split with a seeded share of the users to train on, of those with a training sample.
+        """Return this split with a share of the users to train on, of those with a training sample.
 
-        Draws of one seed are nested: the users of a smaller share are among those of a larger one.
-
-        Args:
-            share: From 0, nobody, to 1, everybody; between them at least one user.
-            seed: Another seed draws others.
-
-        Raises:
-            ConfigurationError: The share is not from 0 to 1.
+        A share is from 0, nobody, to 1, everybody; between them it is at least one user. Draws of one seed are nested:
+        the users of a smaller share are among those of a larger one.
         """
         if not 0 <= share <= 1:
             raise ConfigurationError(f"share must be from 0 to 1, got {share!r}")
         if share == 1:
             return self
-        users = [user for user in range(len(self._histories)) if len(self._training_part(user)) >= 2]
+        users = [user for user, sequence in enumerate(self._training) if len(sequence) >= 2]
         random.Random(f"share/{seed}").shuffle(users)
         number = max(1, round(share * len(users))) if share else 0
         return LeaveOneOut(self._histories, users[:number])
@@ -85,39 +101,32 @@ class LeaveOneOut:
     @property
     def train_sequences(self) -> list[list[int]]:
         """The training part of every user, aligned with the users; it may be empty."""
-        return [list(self._training_part(user)) for user in range(len(self._histories))]
+        return [list(part) for part in self._training]
 
     @property
     def known_sequences(self) -> list[list[int]]:
-        """The training and validation events of every user, aligned with the users: all that comes before a test item.
-
-        Users who are not evaluated have their training part alone.
-        """
-        known = {user: list(self._histories[user][:-1]) for user in self._evaluated}
-        return [known.get(user, sequence) for user, sequence in enumerate(self.train_sequences)]
+        """All that comes before the test item of every user; users who are not evaluated have their training part."""
+        known = self.train_sequences
+        for user in self._evaluated:
+            known[user] = list(self._histories[user][:-1])
+        return known
 
     def training_samples(self, strategy: CutStrategy = "every_cut", seed: int = 0, epoch: int = 0) -> list[Sample]:
-        """Return the shuffled training samples of one epoch.
+        """Return the shuffled training samples of one epoch; a ConfigurationError names an unknown strategy.
 
         Args:
             strategy: `every_cut`: one sample for every cut of a training part with an item before and one after;
                 `random_cut`: one cut a user, drawn anew every epoch; `last_cut`: the last cut of every user.
             seed: Seed of the order and the cuts.
             epoch: Epochs differ in order, and under `random_cut` in cuts; the same epoch is always the same.
-
-        Raises:
-            ConfigurationError: The strategy is unknown.
         """
-        if strategy not in _STRATEGIES:
-            raise ConfigurationError(f"strategy must be one of {', '.join(_STRATEGIES)}, got {strategy!r}.")
+        if strategy not in get_args(CutStrategy):
+            raise ConfigurationError(f"strategy must be one of {', '.join(get_args(CutStrategy))}, got {strategy!r}.")
         generator = random.Random(f"samples/{seed}/{epoch}")
         samples: list[Sample] = []
-        for user in range(len(self._histories)):
-            sequence = self._training_part(user)
-            if len(sequence) < 2:
-                continue
+        for user, sequence in enumerate(self._training):
             cuts: Sequence[int] = range(1, len(sequence))
-            if strategy == "random_cut":
+            if strategy == "random_cut" and cuts:
                 cuts = [generator.choice(cuts)]
             elif strategy == "last_cut":
                 cuts = cuts[-1:]
@@ -126,21 +135,11 @@ class LeaveOneOut:
         return samples
 
     def samples(self, split: Split) -> list[Sample]:
-        """Return one sample per evaluated user, in user order.
+        """Return one sample per evaluated user, in user order; a ConfigurationError names an unknown split.
 
-        Args:
-            split: `valid` (history = the training part) or `test` (history includes the validation item).
-
-        Raises:
-            ConfigurationError: The split is unknown.
+        The history of `valid` is the training part, that of `test` includes the validation item.
         """
         if split not in ("valid", "test"):
             raise ConfigurationError(f"split must be 'valid' or 'test', got {split!r}.")
         place = -2 if split == "valid" else -1
         return [Sample(user, self._histories[user][:place], self._histories[user][place]) for user in self._evaluated]
-
-    def _training_part(self, user: int) -> tuple[int, ...]:
-        if self.training_users is not None and user not in self.training_users:
-            return ()
-        history = self._histories[user]
-        return history[:-2] if len(history) >= _MIN_EVENTS else history

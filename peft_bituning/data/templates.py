@@ -9,8 +9,6 @@ from typing import Any
 from ..errors import ConfigurationError
 from .items import ItemCatalog
 
-_PREFERRED_FIELDS = ("brand", "category")
-
 
 @dataclass(frozen=True)
 class PromptTemplate:
@@ -48,8 +46,8 @@ class PromptTemplate:
             if isinstance(self.fields, str) or not all(isinstance(name, str) for name in self.fields):
                 raise ConfigurationError(f"fields must be a list of column names or None, got {self.fields!r}.")
             object.__setattr__(self, "fields", tuple(self.fields))
-        pairs = dict(self.sources).items() if isinstance(self.sources, Mapping) else [(None, None)]
-        if not all(isinstance(name, str) and isinstance(column, str) for name, column in pairs):
+        texts = [*self.sources, *self.sources.values()] if isinstance(self.sources, Mapping) else [None]
+        if not all(isinstance(text, str) for text in texts):
             raise ConfigurationError(f"sources must map printed names to columns, got {self.sources!r}.")
         object.__setattr__(self, "sources", dict(self.sources))
         try:
@@ -60,11 +58,7 @@ class PromptTemplate:
             ) from error
 
     def instruction_for(self, kind: str) -> str:
-        """Return the first line of user prompts or of item prompts.
-
-        Raises:
-            ConfigurationError: The kind is neither `user` nor `item`.
-        """
+        """Return the first line of prompts of a kind, `user` or `item`; a ConfigurationError names any other kind."""
         if kind not in ("user", "item"):
             raise ConfigurationError(f"kind must be 'user' or 'item', got {kind!r}.")
         return self.instruction if kind == "user" or self.item_instruction is None else self.item_instruction
@@ -73,47 +67,31 @@ class PromptTemplate:
         """Return the attributes printed for the items of a catalog, in order."""
         if self.fields is not None:
             return self.fields
-        preferred = tuple(name for name in _PREFERRED_FIELDS if name in items.text_columns)
+        preferred = tuple(name for name in ("brand", "category") if name in items.text_columns)
         return preferred or items.text_columns
 
     def head(self, number: int, first: bool = False) -> str:
-        """Return what stands before an item's title: line break and marker.
-
-        Args:
-            number: Place of the item in the prompt, from 1.
-            first: The line opens the prompt, so it needs no line break.
-        """
+        """Return what stands before an item's title: the marker, behind a line break unless it opens the prompt."""
         return ("" if first else "\n") + self.marker.format(number=number)
 
     def body(self, attributes: Mapping[str, str], fields: Sequence[str]) -> str:
-        """Return an item's title and attributes, each with the space before it.
-
-        Args:
-            attributes: The item's attributes, column to text.
-            fields: Attributes printed, in order.
-        """
+        """Return an item's title and, of its attributes, the fields printed, each with the space before it."""
         title = attributes.get("title", "")
         printed = ((name, attributes.get(self.sources.get(name, name), "")) for name in fields)
         listed = ", ".join(f"{name}: {value}" for name, value in printed if value)
         return (f" {title}" if title else "") + (f" ({listed})" if listed else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the template as plain values, as they go into JSON."""
-        values = dataclasses.asdict(self)
-        values["fields"] = None if self.fields is None else list(self.fields)
-        return values
+        """Return the template as JSON values."""
+        return json.loads(self.to_json())
 
     def to_json(self) -> str:
         """Return the template as JSON text."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "PromptTemplate":
-        """Read a template from JSON text; what is left out has its default.
-
-        Raises:
-            ConfigurationError: The text is not a JSON object of a template's fields, or a value has the wrong type.
-        """
+        """Read a template from JSON text; what is left out has its default, what is wrong a ConfigurationError."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -128,11 +106,7 @@ class PromptTemplate:
 
     @classmethod
     def from_preset(cls, name: str) -> "PromptTemplate":
-        """Return a preset by its name.
-
-        Raises:
-            ConfigurationError: There is no preset of that name.
-        """
+        """Return a preset by its name; a ConfigurationError lists the presets where there is none of that name."""
         if name not in PRESETS:
             raise ConfigurationError(f"template must be one of {', '.join(PRESETS)}, got {name!r}.")
         return PRESETS[name]

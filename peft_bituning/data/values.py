@@ -15,7 +15,7 @@ _UNIT_LIMITS = ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3))
 
 
 def is_missing(value: Any) -> bool:
-    """Say whether a value stands for nothing: `None`, NaN, `pandas.NA`, `NaT`, or blank text."""
+    """Say whether a value stands for nothing: `None`, NaN, `pandas.NA`, `NaT`, blank text, or an empty list."""
     if value is None:
         return True
     if isinstance(value, str):
@@ -31,21 +31,16 @@ def is_missing(value: Any) -> bool:
 
 
 def as_id(value: Any) -> str | None:
-    """Return an id as the user's own string, or `None` where there is none.
+    """Return an id as the user's own string, or `None` where there is none or the value cannot be one.
 
     Text stays as it is ("007" stays "007"). Whole numbers lose a decimal point that a table gave them (7.0, from a
     column of integers with gaps, is "7").
-
-    Args:
-        value: A cell of a file or a table.
-
-    Returns:
-        The id, or `None` for a missing value or one that cannot be an id (a truth value, a list, half a character).
     """
     if is_missing(value) or isinstance(value, (bool, list, tuple, Mapping)) or getattr(value, "ndim", False):
         return None
     if isinstance(value, str):
-        return str(value) if value.isascii() or _is_encodable(value) else None
+        # half a surrogate pair, out of broken JSON escapes, cannot be written to a file
+        return str(value) if value.isascii() or value.encode("utf-8", "replace").decode("utf-8") == value else None
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
         number = float(value)
         if not math.isfinite(number):
@@ -57,31 +52,18 @@ def as_id(value: Any) -> str | None:
 def as_timestamp(value: Any, scale: bool = True) -> float | int | None:
     """Return a point in time as a number that orders events, or `None` where the value is not one.
 
-    Args:
-        value: A number, a numeric string, an ISO 8601 string (no zone means UTC), or a date object.
-        scale: Bring milliseconds, microseconds and nanoseconds to seconds (told apart by size). Off for plain order
-            numbers.
-
-    Returns:
-        Seconds since 1970, or the order number itself; `None` for missing, NaN, infinite and unreadable values.
+    Read are numbers, numeric strings, ISO 8601 strings (no zone means UTC) and date objects. With `scale`,
+    milliseconds, microseconds and nanoseconds become seconds (told apart by size); it is off for plain order numbers.
     """
     if isinstance(value, bool) or is_missing(value):
         return None
-    if isinstance(value, str):
-        text = value.strip()
+    if isinstance(value, numbers.Real):
+        number: float | int = int(value) if isinstance(value, numbers.Integral) else float(value)
+    else:
+        text = str(value).strip()  # date objects print themselves as ISO 8601
         if not _NUMBER.fullmatch(text):
             return _from_iso(text)
-        number: float | int = int(text) if text.lstrip("+-").isdigit() else float(text)
-    elif isinstance(value, dt.datetime):
-        return _seconds(value)
-    elif isinstance(value, dt.date):
-        return _seconds(dt.datetime(value.year, value.month, value.day))
-    elif isinstance(value, numbers.Integral):
-        number = int(value)
-    elif isinstance(value, numbers.Real):
-        number = float(value)
-    else:
-        return _from_iso(str(value))  # numpy.datetime64 prints itself as ISO 8601
+        number = int(text) if text.lstrip("+-").isdigit() else float(text)
     if not math.isfinite(number):
         return None
     if scale:
@@ -94,8 +76,7 @@ def as_timestamp(value: Any, scale: bool = True) -> float | int | None:
 def as_text(value: Any) -> str:
     """Return an attribute as one line of text: HTML entities decoded, whitespace collapsed, "" where missing.
 
-    Args:
-        value: Text, a number (whole numbers without a decimal point), a list (joined by spaces), or an object.
+    Whole numbers have no decimal point, and the parts of a list are joined by spaces.
     """
     if is_missing(value):
         return ""
@@ -116,24 +97,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _is_encodable(text: str) -> bool:
-    """Say whether text can be written to a file; half a surrogate pair (from broken JSON escapes) cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _from_iso(text: str) -> float | None:
     try:
-        # numpy prints nanoseconds; Python reads microseconds.
-        return _seconds(dt.datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)))
+        # numpy and pandas print nanoseconds; Python reads microseconds.
+        moment = dt.datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
     except ValueError:
         return None
-
-
-def _seconds(moment: dt.datetime) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
     return (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)).total_seconds()

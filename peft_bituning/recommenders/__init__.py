@@ -1,6 +1,7 @@
 """Frozen ID-based recommenders: the source of the collaborative information, and the baselines beside it."""
 
-from .base import IDRecommender, pack_histories, pad_histories
+from ..data.collator import pad_histories
+from .base import IDRecommender, pack_histories
 from .bert4rec import BERT4Rec, BERT4RecConfig
 from .counting import ItemKNN, Popularity
 from .fitting import FitReport, default_fit_arguments, fit_recommender, validation_ndcg

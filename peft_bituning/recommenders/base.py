@@ -4,51 +4,35 @@ Shapes: `B` rows, `N` history length, `L` real items of the longest row, `C` col
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..artifacts import sha256_of_tensors
-from ..errors import ArtifactError, InputError
+from ..errors import InputError
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 MEASURED_ITEMS = 4096
 
 
 class IDRecommender(nn.Module):
     """A recommender that knows items by their catalog index only.
 
-    A subclass names its kind in `recommender_type` and gives `num_items`, `embedding_dim`, `max_length`,
-    `item_weights`, `_encode_packed`, `scores`, `essentials`, `save_pretrained` and `from_pretrained`; the layout of a
-    history (padding side, holes, new items, length) is handled here, so that it can make no difference to the result.
+    A subclass names its kind in `recommender_type`, sets `num_items` (I), `embedding_dim` (C) and `max_length` (of a
+    longer history the last `max_length` items count), and gives `item_weights`, `_encode_packed`, `scores`,
+    `essentials`, `save_pretrained` and `from_pretrained`. The layout of a history (padding side, holes, new items,
+    length) is handled here, so that it can make no difference to the result.
     """
 
     recommender_type: str = ""
+    num_items: int
+    embedding_dim: int
+    max_length: int
     _scale: float | None = None
     # Writes `config.json` and `model.safetensors`; only declared, so that `PreTrainedModel`'s own is not hidden.
     save_pretrained: Any
-
-    @property
-    def num_items(self) -> int:
-        """Catalog size I."""
-        raise NotImplementedError
-
-    @property
-    def embedding_dim(self) -> int:
-        """Collaborative width C."""
-        raise NotImplementedError
-
-    @property
-    def max_length(self) -> int:
-        """Longest history used; of a longer one the last `max_length` items count."""
-        raise NotImplementedError
 
     @property
     def item_weights(self) -> Tensor:
@@ -71,16 +55,7 @@ class IDRecommender(nn.Module):
         """Tell which positions `encode` gives a state to.
 
         Masked positions, items outside the catalog (new ones), and all but the last `max_length` items are left out.
-
-        Args:
-            item_indices: `[B, N]` integers.
-            mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, N]` bool.
-
-        Raises:
-            InputError: Shapes or types do not fit.
+        Arguments are those of `encode`, and the mask is `[B, N]` bool.
         """
         if item_indices.ndim != 2 or mask.shape != item_indices.shape:
             raise InputError(
@@ -93,7 +68,6 @@ class IDRecommender(nn.Module):
         from_the_end = real.flip(1).cumsum(1).flip(1)  # 1 at the last real item
         return real & (from_the_end <= self.max_length)
 
-    @torch.no_grad()
     def encode(self, item_indices: Tensor, mask: Tensor) -> Tensor:
         """Return the last hidden states over each history, frozen: evaluation mode, no gradient.
 
@@ -112,37 +86,17 @@ class IDRecommender(nn.Module):
         """
         return self.read(item_indices, mask)[0]
 
-    @torch.no_grad()
     def encode_items(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Return the vector that each item is scored by, whatever stands around it.
+        """Return the vector that each item is scored by, whatever stands around it; arguments and shapes as `encode`.
 
         `v_i = s w_i` over `item_weights` w, with one s for all, so that vectors are on average as long as the states
         of one-item histories are. A state tells what follows a history, w_i tells what item i itself is.
-
-        Args:
-            item_indices: `[B, N]` catalog indices.
-            mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, N, C]` float32 in the caller's layout, zeros where `encoded_mask` gives no state.
-
-        Raises:
-            InputError: As `encode`.
         """
         return self.read(item_indices, mask, by_embedding=True)[0]
 
     @torch.no_grad()
     def read(self, item_indices: Tensor, mask: Tensor, by_embedding: bool = False) -> tuple[Tensor, Tensor]:
-        """Return what `encode`, or by embedding `encode_items`, gives [B, N, C], and `encoded_mask` [B, N] with it.
-
-        Args:
-            item_indices: `[B, N]` catalog indices, oldest first.
-            mask: `[B, N]`, true or 1 at real items.
-            by_embedding: give each item's own vector in place of states.
-
-        Raises:
-            InputError: As `encode`.
-        """
+        """Return what `encode`, or by embedding `encode_items`, gives [B, N, C], and `encoded_mask` [B, N] with it."""
         encoded = self.encoded_mask(item_indices, mask)
         states = torch.zeros(*item_indices.shape, self.embedding_dim, device=item_indices.device)
         rows = encoded.any(1).nonzero()[:, 0]  # rows with at least one item
@@ -154,8 +108,7 @@ class IDRecommender(nn.Module):
         packed, lengths = pack_histories(item_indices[rows], encoded[rows])
         with evaluation_mode(self):
             packed_states = self._encode_packed(packed, lengths).float()
-        inside = torch.arange(packed.shape[1], device=packed.device) < lengths[:, None]
-        states[encoded] = packed_states[inside]  # both run row by row, oldest first
+        states[encoded] = packed_states[mask_of_lengths(lengths, packed.shape[1])]  # row by row, oldest first
         bad = (~states.isfinite()).flatten(1).any(1).nonzero()[:, 0]
         if len(bad):
             raise InputError(
@@ -177,8 +130,7 @@ class IDRecommender(nn.Module):
 
     def content_hash(self) -> str:
         """Return the sha256 (hex) over the essential settings and every tensor's name, shape, type and bytes."""
-        settings = {"recommender_type": self.recommender_type, **self.essentials()}
-        start = json.dumps(settings, sort_keys=True)
+        start = json.dumps({"recommender_type": self.recommender_type, **self.essentials()}, sort_keys=True)
         return sha256_of_tensors(self.state_dict(), "\n{name} {shape} {dtype}\n", start)
 
 
@@ -191,6 +143,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def mask_of_lengths(lengths: Tensor, width: int) -> Tensor:
+    """Return `[B, width]` bool, true before each row's length."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
 def pack_histories(item_indices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,84 +163,4 @@ def pack_histories(item_indices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     lengths = mask.sum(1)
     longest = int(lengths.max()) if len(lengths) else 0
     order = torch.argsort(~mask, dim=1, stable=True)[:, :longest]
-    packed = item_indices.gather(1, order)
-    inside = torch.arange(longest, device=mask.device) < lengths[:, None]
-    return packed.masked_fill(~inside, 0), lengths
-
-
-def pad_histories(histories: Sequence[Sequence[int]], max_length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Put histories of catalog indices into one tensor, padded on the right.
-
-    Args:
-        histories: B histories, oldest item first; an empty one gives a masked row.
-        max_length: Keep only the last so many items of each.
-
-    Returns:
-        `[B, N]` int64 indices and `[B, N]` bool mask, N at least 1.
-    """
-    cut = [list(row) if max_length is None else list(row)[-max_length:] for row in histories]
-    width = max([len(row) for row in cut] + [1])
-    item_indices = torch.zeros(len(cut), width, dtype=torch.long)
-    mask = torch.zeros(len(cut), width, dtype=torch.bool)
-    for position, row in enumerate(cut):
-        item_indices[position, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[position, : len(row)] = True
-    return item_indices, mask
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read the `config.json` of a saved recommender.
-
-    Raises:
-        ArtifactError: The file is missing or is not a JSON object.
-    """
-    file = Path(folder) / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"{file} cannot be read ({error}); name the folder a recommender was saved to") from error
-    except ValueError as error:
-        raise ArtifactError(f"{file} is not JSON ({error}); it is truncated or damaged, copy it again") from error
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{file} must hold a JSON object, got {type(config).__name__}")
-    return config
-
-
-def fill_weights(model: nn.Module, weights_file: Path) -> None:
-    """Copy a safetensors file into a model of the saved kind and sizes, nothing missing, nothing over.
-
-    Raises:
-        ArtifactError: The file is missing, truncated, or its tensors' names, shapes or types do not fit.
-    """
-    try:
-        saved = load_file(weights_file)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{weights_file} is missing; the folder is incomplete, save the recommender again"
-        ) from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{weights_file} cannot be read ({error}); it is truncated or damaged, copy it again"
-        ) from error
-    expected = model.state_dict()
-    check_names(weights_file, sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys()))
-    for name, tensor in expected.items():
-        if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
-            raise ArtifactError(
-                f"{weights_file}: tensor {name!r} must be {list(tensor.shape)} {tensor.dtype} by {CONFIG_FILE}, "
-                f"got {list(saved[name].shape)} {saved[name].dtype}"
-            )
-    model.load_state_dict(saved)
-
-
-def check_names(source: object, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Refuse a saved model that lacks tensors or has some too many.
-
-    Raises:
-        ArtifactError: Either list of names is not empty.
-    """
-    if missing or unexpected:
-        raise ArtifactError(
-            f"{source} does not fit the recommender its {CONFIG_FILE} describes: "
-            f"missing tensors {list(missing)}, unexpected tensors {list(unexpected)}"
-        )
+    return item_indices.gather(1, order).masked_fill(~mask_of_lengths(lengths, longest), 0), lengths

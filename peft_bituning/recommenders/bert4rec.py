@@ -12,8 +12,8 @@ from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from ..errors import ConfigurationError
-from .base import evaluation_mode, pack_histories
-from .transformer import ItemSequenceConfig, ItemSequenceModel, mask_of_lengths
+from .base import evaluation_mode, mask_of_lengths, pack_histories
+from .transformer import ItemSequenceConfig, ItemSequenceModel
 
 
 class BERT4RecConfig(ItemSequenceConfig):
@@ -55,11 +55,7 @@ class BERT4Rec(ItemSequenceModel):
 
     Counted from the other side, a history one item longer than those trained on would put the mask token where none
     was in training.
-
     `encode` runs over the history alone; `scores` appends a mask token and reads the item it stands for.
-
-    Args:
-        config: Sizes and masking.
     """
 
     config_class = BERT4RecConfig
@@ -67,26 +63,20 @@ class BERT4Rec(ItemSequenceModel):
     recommender_type = "bert4rec"
 
     def __init__(self, config: BERT4RecConfig) -> None:
-        # one more position than max_length, for the mask token after the history
-        super().__init__(config, causal=False, extra_tokens=1, extra_positions=1)
+        super().__init__(config, causal=False, extra_tokens=1)  # the mask token, which has a position of its own too
         self.transform = BertPredictionHeadTransform(self.encoder.config)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items))
         self.post_init()
 
-    @property
-    def training_window(self) -> int:
-        """Longest training row: the history and the item after it."""
-        return self.max_length + 1
-
-    def _states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        width = tokens.shape[1]
-        attention_mask = mask_of_lengths(lengths, width).long()
-        positions = lengths[:, None] - 1 - torch.arange(width, device=tokens.device)  # [B, L], below 0 in the padding
-        output = self.encoder(input_ids=tokens, attention_mask=attention_mask, position_ids=positions.clamp(min=0))
-        return output.last_hidden_state
-
     def _encode_packed(self, item_indices: Tensor, lengths: Tensor) -> Tensor:
-        return self._states(item_indices, lengths)  # [B, L, C]
+        width = item_indices.shape[1]
+        positions = lengths[:, None] - 1 - torch.arange(width, device=lengths.device)  # [B, L], below 0 in the padding
+        output = self.encoder(
+            input_ids=item_indices,
+            attention_mask=mask_of_lengths(lengths, width).long(),
+            position_ids=positions.clamp(min=0),
+        )
+        return output.last_hidden_state  # [B, L, C]
 
     def _item_logits(self, states: Tensor) -> Tensor:
         return self.transform(states) @ self.item_weights.T + self.item_bias
@@ -99,7 +89,7 @@ class BERT4Rec(ItemSequenceModel):
         tokens = functional.pad(packed, (0, 1))  # [B, L + 1]
         tokens[rows, lengths] = self.num_items
         with evaluation_mode(self):
-            return self._item_logits(self._states(tokens, lengths + 1)[rows, lengths]).float()
+            return self._item_logits(self._encode_packed(tokens, lengths + 1)[rows, lengths]).float()
 
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
         """Return the cross-entropy over the catalog at hidden items, averaged over them.
@@ -112,7 +102,7 @@ class BERT4Rec(ItemSequenceModel):
         hidden = self._choose_hidden(cut_lengths, width, generator).to(item_indices.device)
         item_indices = item_indices[:, :width]
         tokens = item_indices.masked_fill(hidden, self.num_items)
-        states = self._states(tokens, cut_lengths.to(item_indices.device))
+        states = self._encode_packed(tokens, cut_lengths.to(item_indices.device))
         return functional.cross_entropy(self._item_logits(states[hidden]), item_indices[hidden])
 
     def _choose_lengths(self, lengths: Tensor, generator: Generator) -> Tensor:

@@ -20,19 +20,14 @@ class Popularity:
     """
 
     def __init__(self, num_items: int) -> None:
-        _check_at_least_one("num_items", num_items)
+        _check_at_least_one(num_items=num_items)
         self.num_items = num_items
         self.counts = torch.zeros(num_items)
 
     def fit(self, sequences: Sequence[Sequence[int]]) -> "Popularity":
-        """Count the events of the sequences.
+        """Count the events of sequences of catalog indices; a DataError names indices outside the catalog.
 
-        Args:
-            sequences: Catalog indices; for test rows the training and validation events, for validation rows the
-                training events.
-
-        Raises:
-            DataError: An index lies outside the catalog.
+        For test rows these are the training and validation events, for validation rows the training events.
         """
         _, items = _flatten(sequences, self.num_items)
         self.counts = torch.from_numpy(np.bincount(items, minlength=self.num_items).astype(np.float32))
@@ -57,8 +52,7 @@ class ItemKNN:
     """
 
     def __init__(self, num_items: int, neighbors: int = 100, decay: float = 0.7) -> None:
-        _check_at_least_one("num_items", num_items)
-        _check_at_least_one("neighbors", neighbors)
+        _check_at_least_one(num_items=num_items, neighbors=neighbors)
         if not 0 < decay <= 1:
             raise ConfigurationError(f"decay must be in (0, 1], got {decay!r}")
         self.num_items = num_items
@@ -68,14 +62,7 @@ class ItemKNN:
         self.similarities = np.zeros((num_items, self.neighbors), dtype=np.float32)  # [I, neighbors]
 
     def fit(self, sequences: Sequence[Sequence[int]]) -> "ItemKNN":
-        """Find every item's nearest items; one row of the similarity matrix is held at a time.
-
-        Args:
-            sequences: As `Popularity.fit`.
-
-        Raises:
-            DataError: An index lies outside the catalog.
-        """
+        """Find every item's nearest items, in sequences as `Popularity.fit` has; one row of similarities is held."""
         users, items = _flatten(sequences, self.num_items)
         pairs, counts = np.unique(users * self.num_items + items, return_counts=True)
         users, items = pairs // self.num_items, pairs % self.num_items  # sorted by user
@@ -90,7 +77,9 @@ class ItemKNN:
         item_starts = np.concatenate([[0], np.cumsum(np.bincount(items, minlength=self.num_items))])
         for item in range(self.num_items):
             events = by_item[item_starts[item] : item_starts[item + 1]]
-            others = _ranges(user_starts[users[events]], items_of_user[users[events]])
+            if not len(events):
+                continue
+            others = np.concatenate([np.arange(*user_starts[user : user + 2]) for user in users[events]])
             products = np.repeat(weights[events], items_of_user[users[events]]) * weights[others]
             row = np.bincount(items[others], products, minlength=self.num_items)  # [I]
             row[item] = 0.0  # or every item of the history would stand before all others
@@ -100,19 +89,13 @@ class ItemKNN:
         return self
 
     def item_vectors(self, width: int) -> np.ndarray:
-        """Give every item a vector, so that products of vectors come close to the similarities.
+        """Give every item a vector, `[I, width]` float32, so that their products come close to the similarities.
 
         `V = Q sqrt(L)` for the `width` largest eigenvalues L of `(s + s^T) / 2 + 1`, a vector's product with itself
         being 1 as a cosine's is; found by a randomised decomposition, the same every time.
 
-        Args:
-            width: Numbers a vector, at most I.
-
-        Returns:
-            `[I, width]` float32, for `Precomputed`.
-
         Raises:
-            ConfigurationError: The width is out of range.
+            ConfigurationError: The width is not from 1 to I.
         """
         if not 1 <= width <= self.num_items:
             raise ConfigurationError(f"width must be from 1 to the number of items {self.num_items}, got {width!r}")
@@ -129,14 +112,11 @@ class ItemKNN:
         return (left[:, :width] * strength[:width].sqrt()).numpy()
 
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every item by its similarity to the history; 0 for items near to none of it.
+        """Score every item [B, I] by its similarity to the history; 0 for items near to none of it.
 
         Args:
             item_indices: `[B, N]` catalog indices, oldest first; those outside the catalog count as masked.
             mask: `[B, N]`, true or 1 at real items.
-
-        Returns:
-            `[B, I]` float32.
 
         Raises:
             InputError: Shapes do not fit.
@@ -171,12 +151,7 @@ def _flatten(sequences: Sequence[Sequence[int]], num_items: int) -> tuple[np.nda
     return users, items
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenate `start .. start + length - 1` of every pair."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigurationError(f"{name} must be at least 1, got {value!r}")
+def _check_at_least_one(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {value!r}")

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.collator import pad_histories
 from ..data.samples import HistoryAndTarget
 from ..errors import ConfigurationError, DataError, NonFiniteLossError
 from ..metrics import ranking_metrics, target_ranks
-from .base import pad_histories
 from .transformer import ItemSequenceModel
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def fit_recommender(
         sequences: Training histories of catalog indices, oldest first; those with one item or none teach nothing.
         valid_samples: Histories and targets for early stopping; without them the last epoch is kept.
         epochs: Most passes over the training sequences.
-        batch_size: Most rows of a step; a sequence longer than the model's window makes several rows.
+        batch_size: Most rows of a step; a sequence longer than `max_length` + 1 makes several rows.
         batch_positions: Most rows x longest row of a step (one row at least), so that long histories do not make
             few and huge steps.
         learning_rate: Of AdamW.
@@ -80,94 +80,119 @@ def fit_recommender(
         progress: Show a bar over the epochs.
         device: Where to train; `None` is where the model is.
 
-    Returns:
-        The losses, the validation curve and the epoch kept.
-
     Raises:
         ConfigurationError: A setting is out of its range.
         DataError: No sequence has two items, or an item lies outside the model's catalog.
         NonFiniteLossError: The loss is NaN or infinite (epoch, step and cause are named).
     """
-    settings: dict[str, int] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "batch_positions": batch_positions,
-        "patience": patience,
-        "validate_every": validate_every,
-    }
-    for name, setting in settings.items():
-        if setting < 1:
-            raise ConfigurationError(f"{name} must be at least 1, got {setting!r}")
+    counts = {"epochs": epochs, "batch_size": batch_size, "batch_positions": batch_positions}
+    for name, count in {**counts, "patience": patience, "validate_every": validate_every}.items():
+        if count < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {count!r}")
     if not learning_rate > 0:
         raise ConfigurationError(f"learning_rate must be above 0, got {learning_rate!r}")
-    rows, lengths = _training_rows(model, sequences)
-    target_device = torch.device(device) if device is not None else model.item_weights.device
-    model.to(target_device)  # type: ignore[arg-type]
+    rows = _training_rows(model, sequences)
+    model.to(model.device if device is None else device)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    generator = torch.Generator().manual_seed(seed)
-    report = FitReport()
-    best_weights: dict[str, Tensor] | None = None
-    started = time.monotonic()
-    cuda_devices = [target_device] if target_device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda_devices):
+    training = _Training(model, *rows, optimizer, torch.Generator().manual_seed(seed), batch_size, batch_positions)
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
+        return training.run(valid_samples, epochs, patience, validate_every, progress)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A model, its training rows, and what a step needs."""
+
+    model: ItemSequenceModel
+    rows: Tensor  # [rows, L] catalog indices from column 0 on
+    lengths: Tensor  # [rows]
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    batch_size: int
+    batch_positions: int
+
+    def run(
+        self, valid_samples: Sequence[HistoryAndTarget], epochs: int, patience: int, validate_every: int, progress: bool
+    ) -> FitReport:
+        """Train until the last epoch or until patience runs out, then go back to the best epoch's weights."""
+        model, report = self.model, FitReport()
+        best_weights: dict[str, Tensor] | None = None
+        started = time.monotonic()
         bar = tqdm(range(1, epochs + 1), desc=f"fit {model.recommender_type}", disable=not progress, unit="epoch")
         for epoch in bar:
-            model.train()
-            loss_sum, row_sum = 0.0, 0
-            for step, batch in enumerate(_batches(lengths, batch_size, batch_positions, generator), start=1):
-                batch_lengths = lengths[batch]
-                batch_rows = rows[batch, : int(batch_lengths.max())]
-                loss = model.training_loss(batch_rows.to(target_device), batch_lengths.to(target_device), generator)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise NonFiniteLossError(_non_finite_message(model, epoch, step, value, learning_rate))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                loss_sum += value * len(batch)
-                row_sum += len(batch)
-            report.losses.append(loss_sum / row_sum)
+            report.losses.append(self._epoch(epoch))
             if not valid_samples:
                 report.best_epoch = epoch
             elif epoch % validate_every == 0 or epoch == epochs:
-                ndcg = validation_ndcg(model, valid_samples)
-                report.valid_ndcg[epoch] = ndcg
+                ndcg = report.valid_ndcg[epoch] = validation_ndcg(model, valid_samples)
                 if report.best_ndcg is None or ndcg > report.best_ndcg:
                     report.best_epoch, report.best_ndcg = epoch, ndcg
                     best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
                 bar.set_postfix(loss=f"{report.losses[-1]:.4f}", ndcg=f"{ndcg:.4f}", best=f"{report.best_ndcg:.4f}")
-                validations_since = sum(1 for validated in report.valid_ndcg if validated > report.best_epoch)
-                if validations_since >= patience:
+                if sum(validated > report.best_epoch for validated in report.valid_ndcg) >= patience:
                     report.stopped_early = True
                     break
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-    model.eval()
-    report.seconds = time.monotonic() - started
-    logger.info("%s kept epoch %d, NDCG@10 %s", model.recommender_type, report.best_epoch, report.best_ndcg)
-    return report
+        if best_weights is not None:
+            model.load_state_dict(best_weights)
+        model.eval()
+        report.seconds = time.monotonic() - started
+        logger.info("%s kept epoch %d, NDCG@10 %s", model.recommender_type, report.best_epoch, report.best_ndcg)
+        return report
+
+    def _epoch(self, epoch: int) -> float:
+        """Train for one epoch and return the mean loss of its rows."""
+        self.model.train()
+        loss_sum = 0.0
+        for step, batch in enumerate(self._batches(), start=1):
+            lengths = self.lengths[batch]
+            rows = self.rows[batch, : int(lengths.max())]
+            loss = self.model.training_loss(rows.to(self.model.device), lengths.to(self.model.device), self.generator)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise self._non_finite(epoch, step, value)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            loss_sum += value * len(batch)
+        return loss_sum / len(self.lengths)
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Yield shuffled row numbers, rows of like length together."""
+        order = torch.randperm(len(self.lengths), generator=self.generator)
+        batches: list[Tensor] = []
+        for pool in order.split(self.batch_size * POOL_BATCHES):
+            by_length = pool[self.lengths[pool].argsort(stable=True)]
+            end = len(by_length)
+            while end > 0:
+                width = int(self.lengths[by_length[end - 1]])
+                start = max(0, end - max(1, min(self.batch_size, self.batch_positions // width)))
+                batches.append(by_length[start:end])
+                end = start
+        for position in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield batches[position]
+
+    def _non_finite(self, epoch: int, step: int, value: float) -> NonFiniteLossError:
+        bad = [name for name, tensor in self.model.named_parameters() if not bool(torch.isfinite(tensor).all())]
+        cause = f"weights already not finite: {bad[:3]}" if bad else "the weights are finite, the loss overflowed"
+        return NonFiniteLossError(
+            f"training {self.model.recommender_type}: the loss is {value} in epoch {epoch}, step {step} ({cause}); "
+            f"lower learning_rate (now {self.optimizer.param_groups[0]['lr']}) or check the initial weights"
+        )
 
 
 def validation_ndcg(model: ItemSequenceModel, samples: Sequence[HistoryAndTarget], batch_size: int = 512) -> float:
-    """Return the unfiltered NDCG@10 of a model over samples.
+    """Return the unfiltered NDCG@10, with mid-rank ties, of a model over samples, at least one.
 
-    Args:
-        model: The model.
-        samples: Histories and targets, at least one.
-        batch_size: Rows scored at once; fewer where that would be more than 16.8 million scores.
-
-    Returns:
-        NDCG@10, mid-rank ties.
+    Rows scored at once are `batch_size`, or fewer where that would be more than 16.8 million scores.
     """
     ranks: list[float] = []
-    device = model.item_weights.device
     batch_size = min(batch_size, max(1, MAX_SCORES // model.num_items))
     by_length = sorted(samples, key=lambda sample: len(sample.history))
     for start in range(0, len(by_length), batch_size):
         batch = by_length[start : start + batch_size]
         item_indices, mask = pad_histories([sample.history for sample in batch], model.max_length)
-        scores = model.scores(item_indices.to(device), mask.to(device))
+        scores = model.scores(item_indices.to(model.device), mask.to(model.device))
         ranks.extend(target_ranks(scores, [sample.target for sample in batch]))
     return ranking_metrics(ranks, k=10)["ndcg@10"]
 
@@ -183,61 +208,26 @@ def _training_rows(model: ItemSequenceModel, sequences: Sequence[Sequence[int]])
                 "build the model with the size of this catalog"
             )
         end = len(sequence)
-        while end >= model.minimum_training_length:
-            start = max(0, end - model.training_window)
+        while end >= 2:  # something to see and something to predict
+            start = max(0, end - model.max_length - 1)
             windows.append(sequence[start:end])
             end = start + 1
     if not windows:
-        raise DataError(
-            f"no training sequence has {model.minimum_training_length} items or more, got {len(sequences)} sequences"
-        )
-    rows, _ = pad_histories(windows)
-    return rows, torch.tensor([len(window) for window in windows])
-
-
-def _batches(lengths: Tensor, batch_size: int, batch_positions: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield shuffled row numbers, rows of like length together."""
-    order = torch.randperm(len(lengths), generator=generator)
-    batches: list[Tensor] = []
-    for pool in order.split(batch_size * POOL_BATCHES):
-        by_length = pool[lengths[pool].argsort(stable=True)]
-        end = len(by_length)
-        while end > 0:
-            width = int(lengths[by_length[end - 1]])
-            start = max(0, end - max(1, min(batch_size, batch_positions // width)))
-            batches.append(by_length[start:end])
-            end = start
-    for position in torch.randperm(len(batches), generator=generator).tolist():
-        yield batches[position]
-
-
-def _non_finite_message(model: ItemSequenceModel, epoch: int, step: int, value: float, learning_rate: float) -> str:
-    bad = [name for name, tensor in model.named_parameters() if not bool(torch.isfinite(tensor).all())]
-    cause = f"weights already not finite: {bad[:3]}" if bad else "the weights are finite, the loss itself overflowed"
-    return (
-        f"training {model.recommender_type}: the loss is {value} in epoch {epoch}, step {step} ({cause}); "
-        f"lower learning_rate (now {learning_rate}) or check the initial weights"
-    )
+        raise DataError(f"no training sequence has 2 items or more, got {len(sequences)} sequences")
+    rows, mask = pad_histories(windows)
+    return rows, mask.sum(1)
 
 
 def default_fit_arguments(kind: str) -> dict[str, Any]:
-    """Return the keyword arguments of `fit_recommender` that did best on validation.
+    """Return, in a new dict, the keyword arguments of `fit_recommender` that did best on validation.
 
     Args:
         kind: `"sasrec"` or `"bert4rec"`.
 
-    Returns:
-        A new dict.
-
     Raises:
         ConfigurationError: No such kind.
     """
-    if kind not in _DEFAULTS:
-        raise ConfigurationError(f"kind must be one of {', '.join(_DEFAULTS)}, got {kind!r}")
-    return dict(_DEFAULTS[kind])
-
-
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "sasrec": {"epochs": 200, "batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, "patience": 10},
-    "bert4rec": {"epochs": 400, "batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, "patience": 20},
-}
+    best = {"sasrec": {"epochs": 200, "patience": 10}, "bert4rec": {"epochs": 400, "patience": 20}}
+    if kind not in best:
+        raise ConfigurationError(f"kind must be one of {', '.join(best)}, got {kind!r}")
+    return {"batch_size": 512, "learning_rate": 2e-3, "weight_decay": 0.0, **best[kind]}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..artifacts import whole_file, write_whole
 from ..errors import ArtifactError, InputError
-from .base import CONFIG_FILE, WEIGHTS_FILE, IDRecommender, fill_weights, read_config
+from .base import IDRecommender
+from .saving import CONFIG_FILE, WEIGHTS_FILE, fill_weights, read_config
 
 
 class Precomputed(IDRecommender):
@@ -47,27 +48,13 @@ class Precomputed(IDRecommender):
         if max_length < 1:
             raise InputError(f"max_length must be at least 1, got {max_length!r}")
         self.register_buffer("embeddings", table)
-        self._max_length = max_length
-
-    @property
-    def num_items(self) -> int:
-        """Catalog size I."""
-        return self.embeddings.shape[0]
-
-    @property
-    def embedding_dim(self) -> int:
-        """Collaborative width C."""
-        return self.embeddings.shape[1]
+        self.num_items, self.embedding_dim = table.shape
+        self.max_length = max_length
 
     @property
     def item_weights(self) -> Tensor:
         """The embeddings [I, C]."""
         return self.embeddings
-
-    @property
-    def max_length(self) -> int:
-        """Longest history used."""
-        return self._max_length
 
     def essentials(self) -> dict[str, Any]:
         """Return the settings that decide what the weights compute."""
@@ -79,8 +66,8 @@ class Precomputed(IDRecommender):
     @torch.no_grad()
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
         """Score every item [B, I] by `mean(history's embeddings) . e_i`; an empty history scores all items 0."""
-        counts = self.encoded_mask(item_indices, mask).sum(1, keepdim=True).clamp(min=1)
-        return self.encode(item_indices, mask).sum(1) / counts @ self.embeddings.float().T
+        states, encoded = self.read(item_indices, mask)
+        return states.sum(1) / encoded.sum(1, keepdim=True).clamp(min=1) @ self.embeddings.float().T
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
         """Write `config.json` and `model.safetensors`; other arguments are those of all recommenders."""
@@ -93,12 +80,7 @@ class Precomputed(IDRecommender):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Precomputed":
-        """Load what `save_pretrained` wrote.
-
-        Raises:
-            ArtifactError: A file is missing or damaged, or the table does not fit the config.
-            InputError: The table holds NaN or infinity.
-        """
+        """Load what `save_pretrained` wrote; an ArtifactError or InputError says what is wrong with it."""
         config = read_config(folder)
         try:
             shape = int(config["num_items"]), int(config["embedding_dim"])
@@ -107,5 +89,5 @@ class Precomputed(IDRecommender):
             raise ArtifactError(
                 f"{Path(folder) / CONFIG_FILE} does not describe a table of embeddings: {error}"
             ) from error
-        fill_weights(recommender, Path(folder) / WEIGHTS_FILE)
-        return cls(recommender.embeddings, max_length=recommender.max_length)
+        fill_weights(recommender, Path(folder))
+        return cls(recommender.embeddings, max_length=recommender.max_length).eval()

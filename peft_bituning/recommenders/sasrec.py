@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from .transformer import ItemSequenceConfig, ItemSequenceModel, mask_of_lengths
+from .base import mask_of_lengths
+from .transformer import ItemSequenceConfig, ItemSequenceModel
 
 
 class SASRecConfig(ItemSequenceConfig):
@@ -24,24 +25,15 @@ class SASRecConfig(ItemSequenceConfig):
 
 
 class SASRec(ItemSequenceModel):
-    """`transformers`' BERT stack with a causal mask; position 0 is the oldest item used.
-
-    Args:
-        config: Sizes.
-    """
+    """`transformers`' BERT stack with a causal mask; position 0 is the oldest item used."""
 
     config_class = SASRecConfig
     config: SASRecConfig
     recommender_type = "sasrec"
 
     def __init__(self, config: SASRecConfig) -> None:
-        super().__init__(config, causal=True, extra_tokens=0, extra_positions=0)
+        super().__init__(config, causal=True, extra_tokens=0)
         self.post_init()
-
-    @property
-    def training_window(self) -> int:
-        """Longest training row: every item but the first is a target."""
-        return self.max_length + 1
 
     def _encode_packed(self, item_indices: Tensor, lengths: Tensor) -> Tensor:
         # Padding comes after the real items, so the causal mask alone hides it.
@@ -50,10 +42,9 @@ class SASRec(ItemSequenceModel):
     @torch.no_grad()
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
         """Score every item as the next one: `h_last . e_i` [B, I]; an empty history scores all items 0."""
-        encoded = self.encoded_mask(item_indices, mask)
+        states, encoded = self.read(item_indices, mask)
         last = (encoded.cumsum(1) * encoded).argmax(1)  # [B] column of the last item; 0, a zero state, if there is none
-        states = self.encode(item_indices, mask)[torch.arange(len(last), device=last.device), last]  # [B, C]
-        return states @ self.item_weights.float().T
+        return states[torch.arange(len(last), device=last.device), last] @ self.item_weights.float().T
 
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
         """Return the cross-entropy of the next item over the catalog, averaged over all positions."""

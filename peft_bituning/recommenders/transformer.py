@@ -4,15 +4,25 @@ Shapes: `B` rows, `L` packed history length, `C` width, `I` catalog items, `M` t
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Generator, Tensor
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import ArtifactError, ConfigurationError
-from .base import WEIGHTS_FILE, IDRecommender, check_names, fill_weights, read_config
+from .base import IDRecommender
+from .base import mask_of_lengths as mask_of_lengths
+from .saving import check_names, load_folder
+
+SIZES = (
+    "num_items",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_history_length",
+)
 
 
 class ItemSequenceConfig(PreTrainedConfig):
@@ -54,7 +64,7 @@ class ItemSequenceConfig(PreTrainedConfig):
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.initializer_range = initializer_range
-        for name in ("num_items", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_history_length"):
+        for name in SIZES:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)!r}")
         if hidden_size % num_attention_heads:
@@ -73,10 +83,12 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
     config_class: Any = ItemSequenceConfig
     config: ItemSequenceConfig
     base_model_prefix = "encoder"
-    minimum_training_length: ClassVar[int] = 2  # something to see and something to predict
 
-    def __init__(self, config: ItemSequenceConfig, *, causal: bool, extra_tokens: int, extra_positions: int) -> None:
+    def __init__(self, config: ItemSequenceConfig, *, causal: bool, extra_tokens: int) -> None:
         super().__init__(config)
+        self.num_items = config.num_items
+        self.embedding_dim = config.hidden_size
+        self.max_length = config.max_history_length
         self.encoder = BertModel(
             BertConfig(
                 vocab_size=config.num_items + extra_tokens,
@@ -86,7 +98,7 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
                 intermediate_size=config.intermediate_size,
                 hidden_dropout_prob=config.dropout,
                 attention_probs_dropout_prob=config.attention_dropout,
-                max_position_embeddings=config.max_history_length + extra_positions,
+                max_position_embeddings=config.max_history_length + extra_tokens,
                 type_vocab_size=1,
                 initializer_range=config.initializer_range,
                 pad_token_id=None,
@@ -98,85 +110,32 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
         )
 
     @property
-    def num_items(self) -> int:
-        """Catalog size I."""
-        return self.config.num_items
-
-    @property
-    def embedding_dim(self) -> int:
-        """Collaborative width C."""
-        return self.config.hidden_size
-
-    @property
-    def max_length(self) -> int:
-        """Longest history used."""
-        return self.config.max_history_length
-
-    def essentials(self) -> dict[str, Any]:
-        """Return the settings that decide what the weights compute."""
-        names = (
-            "num_items",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_history_length",
-        )
-        return {name: getattr(self.config, name) for name in names}
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **arguments: Any) -> Any:
-        """Load a saved model from a folder or the Hub, as in `transformers`; strict where that warns.
-
-        Raises:
-            ArtifactError: Tensors are missing, unexpected, mis-shaped or unreadable.
-        """
-        if Path(pretrained_model_name_or_path).is_dir() and not (model_args or arguments):
-            folder = Path(pretrained_model_name_or_path)
-            config_fields = read_config(folder)
-            if config_fields.get("model_type") != cls.recommender_type:
-                raise ArtifactError(
-                    f"{folder} holds a recommender of model_type {config_fields.get('model_type')!r}, "
-                    f"{cls.__name__} loads {cls.recommender_type!r}; use load_recommender"
-                )
-            try:
-                model = cls(cls.config_class.from_dict(config_fields))  # type: ignore[call-arg]
-            except (TypeError, ValueError) as error:
-                raise ArtifactError(f"{folder}: the config does not describe a {cls.__name__}: {error}") from error
-            fill_weights(model, folder / WEIGHTS_FILE)
-            return model.eval()
-        wants_info = arguments.pop("output_loading_info", False)
-        try:
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **arguments
-            )
-        except (SafetensorError, RuntimeError) as error:
-            raise ArtifactError(f"{pretrained_model_name_or_path} cannot be loaded: {error}") from error
-        model, info = loaded
-        check_names(pretrained_model_name_or_path, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
-        return (model, info) if wants_info else model
-
-    def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
-        """Return the model's own training loss over one batch, a scalar.
-
-        Args:
-            item_indices: `[B, L]` catalog indices from column 0 on, L at most `training_window`.
-            lengths: `[B]` real items of each row, at least `minimum_training_length`.
-            generator: Source of the randomness that is not dropout.
-        """
-        raise NotImplementedError
-
-    @property
-    def training_window(self) -> int:
-        """Longest training row."""
-        raise NotImplementedError
-
-    @property
     def item_weights(self) -> Tensor:
         """Item embeddings `[I, C]`, input and output alike."""
         return self.encoder.embeddings.word_embeddings.weight[: self.num_items]
 
+    def essentials(self) -> dict[str, Any]:
+        """Return the settings that decide what the weights compute."""
+        return {name: getattr(self.config, name) for name in SIZES}
 
-def mask_of_lengths(lengths: Tensor, width: int) -> Tensor:
-    """Return `[B, width]` bool, true before each row's length."""
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
+    def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
+        """Return the model's own training loss over one batch, a scalar.
+
+        Rows are `[B, L]` catalog indices from column 0 on, L at most `max_length` + 1, with lengths `[B]` of at least
+        two items: something to see and something to predict. The generator gives what is random beside dropout.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **arguments: Any) -> Any:
+        """Load a saved model from a folder or the Hub, as in `transformers`; an ArtifactError where that warns."""
+        if Path(pretrained_model_name_or_path).is_dir() and not (model_args or arguments):
+            return load_folder(cls, Path(pretrained_model_name_or_path))
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **arguments
+            )
+        except (SafetensorError, RuntimeError) as error:
+            raise ArtifactError(f"{pretrained_model_name_or_path} cannot be loaded: {error}") from error
+        check_names(pretrained_model_name_or_path, info["missing_keys"], info["unexpected_keys"])
+        return model

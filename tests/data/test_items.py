@@ -22,14 +22,11 @@ def test_attributes_are_clean_and_missing_ones_left_out(catalog: ItemCatalog) ->
 
 def test_indices_follow_the_order_given(catalog: ItemCatalog) -> None:
     assert catalog.indices_of(["y", "007", "y"]) == [3, 0, 3]
-    assert catalog.index_of("8") == 1
 
 
 def test_all_unknown_ids_are_named_at_once(catalog: ItemCatalog) -> None:
     with pytest.raises(UnknownItemError, match=r"catalog of 4 items: '7', 'z'\."):
         catalog.indices_of(["007", "7", "z", "7"])
-    with pytest.raises(UnknownItemError, match="'7'"):
-        catalog.index_of("7")
 
 
 def test_mixed_id_types_become_strings() -> None:
@@ -43,7 +40,7 @@ def test_mixed_id_types_become_strings() -> None:
 def test_extended_keeps_the_present_indices(catalog: ItemCatalog) -> None:
     longer = catalog.extended([{"item_id": "new", "title": "Glove"}])
     assert longer.item_ids[:4] == catalog.item_ids
-    assert longer.index_of("new") == 4
+    assert longer.indices_of(["new"]) == [4]
     assert len(catalog) == 4
     with pytest.raises(DataError, match="Already in the catalog: '8'"):
         catalog.extended([{"item_id": 8}])

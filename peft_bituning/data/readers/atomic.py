@@ -1,18 +1,18 @@
 """Atomic files: tab-separated tables with typed headers, as RecBole and UniSRec write them."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Unpack
 
 from ...errors import DataError
-from ..interactions import Event, Interactions
+from ..interactions import IN_FILE_ORDER, Event, Interactions
 from ..items import ItemCatalog
 from ..rejects import ReadReport, Row
-from .text_files import TextOptions, require_columns, table_rows, text_lines
-from .unisrec import chained_events, split_texts
+from .text_files import TextOptions, table_rows, text_lines
 
 #: RecBole's names for what we call otherwise; `movie_title` and the like are the title.
 RENAMED = {
@@ -23,13 +23,25 @@ RENAMED = {
     "genre": "genres",
     "categories": "category",
 }
+#: First element of the category path of every item, by Amazon 2018 domain of UniSRec.
+AMAZON_ROOTS = (
+    "Arts, Crafts & Sewing",
+    "CDs & Vinyl",
+    "Grocery & Gourmet Food",
+    "Home & Kitchen",
+    "Industrial & Scientific",
+    "Kindle Store",
+    "Movies & TV",
+    "Musical Instruments",
+    "Office Products",
+)
 _SPLITS = ("train", "valid", "test")
 
 
 def read_atomic(
     path: str | Path, report: ReadReport, source: str | None = None, **options: Unpack[TextOptions]
 ) -> Interactions:
-    """Read atomic files, in RecBole's form or in that of UniSRec's processed download.
+    """Read atomic files of a folder, or of a data set in it (`FOLDER/NAME`), in RecBole's form or in UniSRec's.
 
     RecBole: `NAME.inter` (`user_id`, `item_id`, `timestamp`) or its parts `NAME.{train,valid,test}.inter`, and
     `NAME.item` (`item_id` and text columns; numbers and vectors are passed over; `movie_title` and `name` become
@@ -37,16 +49,7 @@ def read_atomic(
 
     UniSRec: `NAME.{train,valid,test}.inter` (`user_id`, `item_id_list`, `item_id`: cuts of the histories), and
     `NAME.text`; where `NAME.item2index` and `NAME.user2index` exist, indices become the original ids again. The text
-    of Amazon items is split into title, category and brand (see `unisrec.split_texts`); other text is the title.
-
-    Args:
-        path: The folder, or a path without endings (`FOLDER/NAME`) where the folder holds several data sets.
-        report: Takes counts and rejected rows.
-        source: Name of the source; the data set's by default.
-        **options: See `TextOptions`.
-
-    Raises:
-        DataError: Files are missing, empty or have other columns, or nothing usable is in them.
+    of Amazon items is split into title, category and brand (see `split_texts`); other text is the title.
     """
     prefix = _prefix(Path(path))
     rows = partial(table_rows, report=report, delimiter="\t", typed_header=True, **options)
@@ -59,7 +62,7 @@ def read_atomic(
         item_ids = _original_ids(Path(f"{prefix}.item2index"), report)
         text = Path(f"{prefix}.text")
         with_texts = text.is_file()
-        items = _text_catalog(text, report, item_ids, **options) if with_texts else _item_catalog(prefix, report, rows)
+        items = _text_catalog(text, report, rows, item_ids) if with_texts else _item_catalog(prefix, report, rows)
         events = chained_events(training, chain.from_iterable(held_out), report, user_ids, item_ids)
     else:
         items = _item_catalog(prefix, report, rows)
@@ -105,35 +108,120 @@ def _item_catalog(prefix: Path, report: ReadReport, rows: Callable[..., Iterator
 
 
 def _text_catalog(
-    path: Path, report: ReadReport, item_ids: dict[str, str] | None, **options: Unpack[TextOptions]
+    path: Path, report: ReadReport, rows: Callable[..., Iterator[Row]], item_ids: Mapping[str, str]
 ) -> ItemCatalog:
     """Read a UniSRec text file; with an index of items, the catalog is in its order."""
-    places = {} if item_ids is None else {item: place for place, item in enumerate(item_ids.values())}
-    found: list[tuple[int, str, str]] = []
-    for line, text in text_lines(path, report, count_from=2, **options):
-        item_id, _, description = text.partition("\t")
-        if line == 1:
-            require_columns([name.split(":")[0] for name in text.split("\t")], path.name, ("item_id", "text"))
-        else:
-            found.append((line, item_id, description))
-    records = split_texts([description for _, _, description in found])
-    rows = [
-        Row(path.name, line, {"item_id": item_id, **record})
-        for (line, item_id, _), record in zip(found, records, strict=True)
+    places = {item: place for place, item in enumerate(item_ids.values())}
+    found = list(rows(path=path, required=("item_id", "text")))
+    texts = split_texts([row.record["text"] for row in found])
+    described = [
+        row._replace(record={"item_id": row.record["item_id"], **text}) for row, text in zip(found, texts, strict=True)
     ]
-    rows.sort(key=lambda row: places.get(row.record["item_id"], len(places)))
-    return ItemCatalog.from_rows(rows, report)
+    described.sort(key=lambda row: places.get(row.record["item_id"], len(places)))
+    return ItemCatalog.from_rows(described, report)
 
 
-def _original_ids(path: Path, report: ReadReport) -> dict[str, str] | None:
-    """Read an index file (`id TAB index`): index to original id, or `None` where there is no such file."""
-    if not path.is_file():
-        return None
+def _original_ids(path: Path, report: ReadReport) -> dict[str, str]:
+    """Read an index file (`id TAB index`): index to original id, nothing where there is no such file."""
     pairs: dict[str, str] = {}
-    for line, text in text_lines(path, report):
+    for line, text in text_lines(path, report) if path.is_file() else ():
         original, tab, index = text.rpartition("\t")
         if not tab or not original or not index.strip().isdigit():
             report.reject("wrong_column_count", path.name, line, "expected an id, a tab and an index")
         else:
             pairs[index.strip()] = original
     return dict(sorted(pairs.items(), key=lambda pair: int(pair[0])))
+
+
+def chained_events(
+    training: Iterable[Row],
+    held_out: Iterable[Row],
+    report: ReadReport,
+    user_ids: Mapping[str, str],
+    item_ids: Mapping[str, str],
+) -> Iterator[Event]:
+    """Yield every event of UniSRec's histories once, each user's in time order.
+
+    Rows are (`user_id`, `item_id_list`: items before, `item_id`: next item), those held out validation first, then
+    test. Training rows are all cuts of a user's training part; items before are the most recent ones (at most 50
+    upstream), so a longer history is chained from row to row. Upstream writes the longest cut first; both directions
+    are understood. Every row is checked against the history as far as it is known, and one that does not fit is
+    rejected as `inconsistent_history`. `user_ids` and `item_ids` map indices to original ids where rows hold indices.
+    """
+    parts: tuple[dict[str, list[Row]], dict[str, list[Row]]] = ({}, {})
+    for part, rows in zip(parts, (training, held_out), strict=True):
+        for row in rows:
+            part.setdefault(row.record["user_id"], []).append(row)
+    for user in {**parts[1], **parts[0]}:
+        history: list[str] = []
+        for row in _in_time_order(parts[0].get(user, [])) + parts[1].get(user, []):
+            added = _continuation(history, row)
+            if added is None:
+                reason = "the items before do not follow from the user's other rows"
+                report.reject("inconsistent_history", row.file, row.line, reason)
+                continue
+            history += added
+            for item in added:
+                yield Event(user_ids.get(user, user), item_ids.get(item, item), IN_FILE_ORDER, row.file, row.line)
+
+
+def _items_before(row: Row) -> list[str]:
+    return row.record["item_id_list"].split()
+
+
+def _continuation(history: list[str], row: Row) -> list[str] | None:
+    """Return what a row adds to the history known so far, or `None` if it does not follow from it."""
+    before, target = _items_before(row), row.record["item_id"]
+    if not history:
+        return [*before, target]
+    if history[-len(before) :] == before or not before:
+        return [target]
+    if len(before) > 1 and history[-len(before) + 1 :] == before[:-1]:
+        return [before[-1], target]  # the row between was rejected; this one still knows its item
+    return None
+
+
+def _in_time_order(rows: list[Row]) -> list[Row]:
+    """Return a user's training rows shortest cut first.
+
+    Cut lengths grow by one a row up to a limit; among the rows at that limit only the order in the file tells.
+    """
+    if len(rows) > 1:
+        first, last = len(_items_before(rows[0])), len(_items_before(rows[-1]))
+        # both at the limit, the later cut first
+        swapped = _items_before(rows[1])[1:] + [rows[1].record["item_id"]] == _items_before(rows[0])
+        if first > last or (first == last and swapped):
+            rows = rows[::-1]
+    return sorted(rows, key=lambda row: len(_items_before(row)))
+
+
+def split_texts(texts: Sequence[str]) -> list[dict[str, str]]:
+    """Split UniSRec's item texts into `title` and, where found, `category` (without the domain's name) and `brand`.
+
+    Upstream joins `TITLE. CATEGORY PATH. BRAND.` for Amazon items, and every path starts with the domain's name, by
+    which it is found. Texts of other domains, where none is found in at least half of them, become the title as they
+    are, without the last full stop; so does a single text without it. Upstream leaves out quotation marks.
+    """
+    found = Counter(root for text in texts for root in AMAZON_ROOTS if f". {root}" in text)
+    root, number = found.most_common(1)[0] if found else ("", 0)
+    if number == 0 or number * 2 < len(texts):
+        return [{"title": _sentence(text)} for text in texts]
+    return [_fields(text.strip(), root) for text in texts]
+
+
+def _fields(text: str, root: str) -> dict[str, str]:
+    title, found, rest = text.partition(f". {root}")
+    if not found and text.startswith(root):
+        title, found, rest = "", root, text.removeprefix(root)
+    if found:
+        category, _, brand = rest.partition(". ")
+    else:  # "TITLE. . BRAND." has an empty path
+        title, found, brand = text.partition(". . ")
+        category = ""
+    if not found:
+        return {"title": _sentence(text)}
+    return {"title": title.strip(), "category": _sentence(category), "brand": _sentence(brand)}
+
+
+def _sentence(text: str) -> str:
+    return text.strip().removesuffix(".").strip()

@@ -9,10 +9,9 @@ from huggingface_hub import hf_hub_download
 from ...errors import DataError
 from ..interactions import Interactions
 from ..rejects import DEFAULT_MAX_REJECTED, settled_report
-from .amazon import find_amazon2018, read_amazon2018
-from .amazon2023 import read_amazon2023
+from .amazon import find_amazon2018, read_amazon2018, read_amazon2023
 from .atomic import read_atomic
-from .folder import read_folder
+from .frames import read_folder
 from .text_files import TextOptions
 
 #: The forms a source can be named in, with what each reads.
@@ -23,8 +22,6 @@ SOURCE_FORMS = {
     "amazon2018:REVIEWS,META": "Amazon 2018 five-core reviews and metadata, or amazon2018:FOLDER",
     "amazon2023:CATEGORY": "a category of Amazon-Reviews-2023 on the Hub",
 }
-
-_RECBOLE_COMMAND = "pip install --no-deps recbole==1.2.1"
 
 
 def load_interactions(
@@ -37,7 +34,7 @@ def load_interactions(
     download: Callable[..., str] = hf_hub_download,
     progress: bool = False,
 ) -> Interactions:
-    """Read the source a short name stands for.
+    """Read the source a short name stands for: catalog, histories, and the report of what was read and rejected.
 
     Args:
         spec: `ml-100k`, `folder:PATH`, `atomic:PATH`, `amazon2018:REVIEWS,META` (or a folder that holds both) or
@@ -49,9 +46,6 @@ def load_interactions(
         download: Stand-in for `huggingface_hub.hf_hub_download`.
         progress: Show progress bars.
 
-    Returns:
-        Catalog and histories, with the report of what was read and rejected.
-
     Raises:
         DataError: The name is of no known form, a file is missing or empty or has other columns, or too many of its
             rows were rejected.
@@ -62,7 +56,7 @@ def load_interactions(
         if spec == "ml-100k":
             # MovieLens was published in Latin-1; copies come in both encodings.
             options["fallback_encoding"] = fallback_encoding or "latin-1"
-            read = read_atomic(_recbole_example("ml-100k"), report, "ml-100k", **options)
+            read = read_atomic(_movielens_folder(), report, "ml-100k", **options)
         elif name == "folder" and argument:
             read = read_folder(argument, report, **options)
         elif name == "atomic" and argument:
@@ -77,11 +71,13 @@ def load_interactions(
     return read
 
 
-def _recbole_example(name: str) -> Path:
-    """Return the folder of an example data set in the installed recbole package, which is never imported."""
+def _movielens_folder() -> Path:
+    """Return the folder of MovieLens-100K in the installed recbole package, which is never imported."""
     spec = importlib.util.find_spec("recbole")
     for place in (spec.submodule_search_locations if spec else None) or []:
-        folder = Path(place) / "dataset_example" / name
+        folder = Path(place) / "dataset_example" / "ml-100k"
         if folder.is_dir():
             return folder
-    raise DataError(f"{name} is read out of the recbole package, which is not installed. Run: {_RECBOLE_COMMAND}")
+    raise DataError(
+        "ml-100k is read out of the recbole package, which is not installed. Run: pip install --no-deps recbole==1.2.1"
+    )

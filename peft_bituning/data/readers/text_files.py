@@ -21,46 +21,25 @@ _LINES_PER_TICK = 4096
 
 
 class TextOptions(TypedDict, total=False):
-    """How text files are read.
+    """How text files are read."""
 
-    Args:
-        fallback_encoding: Encoding for lines that are not UTF-8, where the source declares one.
-        progress: Show a progress bar.
-    """
-
-    fallback_encoding: str | None
+    fallback_encoding: str | None  # for lines that are not UTF-8, where the source declares one
     progress: bool
 
 
 def text_lines(
-    path: Path,
-    report: ReadReport,
-    count_from: int = 1,
-    *,
-    fallback_encoding: str | None = None,
-    progress: bool = False,
+    path: Path, report: ReadReport, count_from: int = 1, *, fallback_encoding: str | None = None, progress: bool = False
 ) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 text file, gzipped or not, without line ends; blank lines are skipped.
 
-    Args:
-        path: The file.
-        report: Counts the rows; a line that is not text is rejected as `bad_encoding`.
-        count_from: First line that counts as a row (2 where line 1 is a header).
-        fallback_encoding: See `TextOptions`.
-        progress: See there.
-
-    Raises:
-        DataError: The file is missing, empty, its header is not text, or a gzip file is damaged.
+    Lines count as rows from `count_from` on (2 where line 1 is a header); one that is not text is rejected as
+    `bad_encoding`. A DataError says that the file is missing, empty or damaged, or that its header is not text.
     """
     if not path.is_file():
         raise DataError(f"There is no file {path}. Check the path.")
-    number = 0
-    with (
-        path.open("rb") as raw,
-        tqdm(
-            total=path.stat().st_size, unit="B", unit_scale=True, desc=f"Reading {path.name}", disable=not progress
-        ) as bar,
-    ):
+    number, size = 0, path.stat().st_size
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"Reading {path.name}", disable=not progress)
+    with path.open("rb") as raw, bar:
         zipped = raw.peek(2)[:2] == _GZIP_MAGIC
         stream: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
         try:
@@ -84,7 +63,7 @@ def text_lines(
                     report.reject("bad_encoding", path.name, number, "the line is not UTF-8 text")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{path.name} is damaged after line {number} ({error}). Download it again.") from error
-        bar.update(path.stat().st_size - bar.n)
+        bar.update(size - bar.n)
     if number == 0:
         raise DataError(f"{path.name} is empty. Check that it was written or downloaded completely.")
 
@@ -94,11 +73,7 @@ def json_rows(
 ) -> Iterator[Row]:
     """Yield the objects of a JSON-lines file; other lines are rejected as `broken_json`.
 
-    Args:
-        path: The file, gzipped or not.
-        report: Takes counts and rejected rows.
-        python_literals: Also read lines that are Python literals, as in old Amazon files.
-        **options: See `TextOptions`.
+    Lines that are Python literals, as in old Amazon files, are read too where `python_literals` says so.
     """
     for number, text in text_lines(path, report, **options):
         reason = "not a JSON object"
@@ -126,27 +101,17 @@ def table_rows(
     typed_header: bool = False,
     **options: Unpack[TextOptions],
 ) -> Iterator[Row]:
-    """Yield the rows of a table with a header, all values as text, one line a row.
+    """Yield the rows of a table with a header, all values as text, one line a row; quotes count beside commas alone.
 
     Rows with more or fewer values than the header are rejected as `wrong_column_count`, unclosed quotes as
-    `broken_row`.
-
-    Args:
-        path: The file, gzipped or not.
-        report: Takes counts and rejected rows.
-        required: Columns that the table must have.
-        any_of: Columns of which it must have one; none where this is empty.
-        delimiter: What stands between values; quotes have a meaning only beside commas.
-        typed_header: Column names carry a type behind a colon, which is taken off.
-        **options: See `TextOptions`.
-
-    Raises:
-        DataError: The file holds no header, or a column is missing.
+    `broken_row`. The table must have all columns `required`, and one of `any_of` where there are some. With a
+    `typed_header`, column names carry a type behind a colon, which is taken off.
     """
     columns: list[str] | None = None
     for number, text in text_lines(path, report, count_from=2, **options):
         try:
-            values = _split(text, delimiter)
+            has_quotes = delimiter == "," and '"' in text
+            values = next(csv.reader([text], strict=True)) if has_quotes else text.split(delimiter)
         except csv.Error as error:
             report.reject("broken_row", path.name, number, f"not a row of values: {error}")
             continue
@@ -162,23 +127,13 @@ def table_rows(
 
 
 def require_columns(found: Sequence[str], file: str, required: Sequence[str], any_of: Sequence[str] = ()) -> None:
-    """Raise unless all of `required` and one of `any_of` are among the columns found.
-
-    Raises:
-        DataError: A column is missing; the message names those expected and those found.
-    """
+    """Raise a DataError unless all of `required` and one of `any_of` are among the columns found."""
     lacking = [name for name in required if name not in found]
     if lacking or (any_of and not set(any_of) & set(found)):
         expected = ", ".join(required) + (f" and one of {', '.join(any_of)}" if any_of else "")
         raise DataError(
             f"{file} must have the columns {expected}; found {', '.join(found) or 'none'}. Rename its columns."
         )
-
-
-def _split(text: str, delimiter: str) -> list[str]:
-    if delimiter != "," or '"' not in text:
-        return text.split(delimiter)
-    return next(csv.reader([text], strict=True))
 
 
 def _decoded(data: bytes, fallback_encoding: str | None) -> str | None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_bituning.data import Interactions, ReadReport
-from peft_bituning.data.readers.amazon2023 import CATEGORIES, REPOSITORY, REVISION, WITHOUT_SPLIT, core, read_amazon2023
+from peft_bituning.data.readers.amazon import CATEGORIES, REPOSITORY, REVISION, WITHOUT_SPLIT, core, read_amazon2023
 from peft_bituning.errors import DataError
 
 META = [

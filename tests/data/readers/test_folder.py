@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from peft_bituning.data import Interactions, ReadReport, load_interactions
-from peft_bituning.data.readers.folder import read_folder
+from peft_bituning.data.readers.frames import read_folder
 from peft_bituning.errors import DataError
 
 ITEMS: list[object] = [

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_bituning.data import Interactions, ReadReport
-from peft_bituning.data.readers.atomic import read_atomic
-from peft_bituning.data.readers.unisrec import chained_events, split_texts
+from peft_bituning.data.readers.atomic import chained_events, read_atomic, split_texts
 from peft_bituning.data.rejects import Row
 from peft_bituning.errors import DataError
 
@@ -87,14 +86,14 @@ def rows(file: str, before_and_target: Iterable[tuple[Sequence[str], str]]) -> l
 def test_any_history_survives_any_limit_in_both_directions(history: list[int], limit: int, ascending: bool) -> None:
     training, valid, test = cuts(history, limit)
     training = training[::-1] if ascending else training
-    events = chained_events(rows("train", training), rows("held out", valid + test), ReadReport())
+    events = chained_events(rows("train", training), rows("held out", valid + test), ReadReport(), {}, {})
     assert [event.item_id for event in events] == list(map(str, history))
 
 
 def test_a_lost_row_is_bridged_and_one_that_does_not_follow_is_rejected() -> None:
     report = ReadReport()
     training = rows("train", [("abc", "d"), ("a", "b"), ("xyzq", "e")])
-    events = chained_events(training, rows("test", [("abcde", "f"), ("kl", "m")]), report)
+    events = chained_events(training, rows("test", [("abcde", "f"), ("kl", "m")]), report, {}, {})
     assert "".join(event.item_id for event in events) == "abcdef"
     assert [(row.kind, row.file, row.line) for row in report.rejected] == [
         ("inconsistent_history", "train", 2),
