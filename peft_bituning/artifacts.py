@@ -21,15 +21,6 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
     A kill leaves the old file or the new one, an error the old one alone. A link is replaced, not written through, and
     a tensor that is mapped from the old file keeps its content.
-
-    Args:
-        path: where the file is to be.
-
-    Yields:
-        Where to write it.
-
-    Raises:
-        OSError: the file cannot be written or put into its place.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -46,18 +37,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder; on leaving, its files are on the disk and it takes the place of `path`.
+    """Give an empty temporary folder; on leaving, its files are on the disk and it takes the place of `path`.
 
     A kill leaves the old folder, the new one or none, never a part of one; an error leaves the old one.
-
-    Args:
-        path: where the folder is to be.
-
-    Yields:
-        An empty folder to write into.
-
-    Raises:
-        OSError: a file cannot be written, or the folder cannot be put into its place.
     """
     temporary, old = _temporary(path), path.with_name(f".{path.name}.old")
     _remove(temporary)
@@ -82,15 +64,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old file or the new one.
-
-    Args:
-        path: the file; its folder is there.
-        text: its content, written as UTF-8.
-
-    Raises:
-        OSError: as `whole_file`.
-    """
+    """Write a text file as UTF-8, so that a kill leaves the old file or the new one."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -138,23 +112,15 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_json(*values: Any, sort_keys: bool = False) -> str:
-    """Return the sha256 (hex) of JSON values, written one after another by `json.dumps`.
-
-    Args:
-        values: what JSON can hold.
-        sort_keys: let the order of keys make no difference.
-    """
+    """Return the sha256 (hex) of JSON values, written one after another by `json.dumps`."""
     return sha256_of(json.dumps(value, sort_keys=sort_keys).encode() for value in values)
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor], label: str, start: str = "") -> str:
-    """Return the sha256 (hex) of named tensors, in the order of their names.
+    """Return the sha256 (hex) of named tensors, in the order of their names, behind `start`.
 
-    Args:
-        tensors: by name, of any shape and type.
-        label: what stands before the bytes of each, a format of `name`, `shape` and `dtype`; digests that are kept
-            differ by it, so that a caller never changes its own.
-        start: what stands before all of them.
+    `label` stands before the bytes of each, a format of `name`, `shape` and `dtype`; digests that are kept differ by it,
+    so that a caller never changes its own.
     """
 
     def parts() -> Iterator[bytes | memoryview]:
@@ -180,16 +146,7 @@ def to_json(value: Any) -> Any:
 
 
 def differences(saved: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Name what differs between what was saved and what is found now, for messages.
-
-    Args:
-        saved: JSON values of before.
-        found: those of now.
-        prefix: path to both.
-
-    Returns:
-        One `path was this and is that` for each value that differs.
-    """
+    """Name what differs between two mappings of JSON values: `path was this and is that`, one for each value."""
     different: list[str] = []
     for key in sorted({*saved, *found}):
         before, now = saved.get(key), found.get(key)

@@ -68,7 +68,7 @@ class FaissIndex(ItemIndex):
 
     def _search(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
         if items is not None:
-            return self._search_blocks(queries, k, exclude, items)
+            return super()._search(queries, k, exclude, items)
         left_out = [np.unique(np.array(list(row), dtype=np.int64)) for row in exclude]
         scores = queries.new_full((len(queries), k), float("-inf"))
         indices = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
@@ -85,7 +85,7 @@ class FaissIndex(ItemIndex):
                 pending = pending[(found >= 0).sum(1) < possible]
         if len(pending):
             few = [exclude[int(row)] for row in pending]
-            scores[pending], indices[pending] = self._search_blocks(queries[pending], k, few, None)
+            scores[pending], indices[pending] = super()._search(queries[pending], k, few, None)
         return scores, indices
 
     def _blocks(self, queries: Tensor, items: Tensor | None) -> Iterator[TopK]:
@@ -111,11 +111,9 @@ class FaissIndex(ItemIndex):
         faiss = _import_faiss()
         if self.kind == "hnsw":
             return [faiss.SearchParametersHNSW(efSearch=max(self.parameters["efSearch"], wanted))]
-        efforts, nprobe = [], self.parameters["nprobe"]
-        while nprobe < self.parameters["nlist"]:
-            efforts.append(faiss.SearchParametersIVF(nprobe=nprobe))
-            nprobe *= 4
-        return [*efforts, faiss.SearchParametersIVF(nprobe=self.parameters["nlist"])]
+        nprobe, nlist = self.parameters["nprobe"], self.parameters["nlist"]
+        probed = [nprobe * 4**step for step in range(nlist.bit_length()) if nprobe * 4**step < nlist]
+        return [faiss.SearchParametersIVF(nprobe=clusters) for clusters in [*probed, nlist]]
 
     def _empty_index(self, seed: int) -> Any:
         """Make faiss's index; its clusters are trained, but it holds no row yet."""
@@ -150,9 +148,6 @@ def measured_recall(index: ItemIndex, exact: ItemIndex, queries: Tensor, k: int 
         exact: An `ExactIndex` over the same embeddings.
         queries: `[B, D]`, at least one; users, best of all.
         k: Number of results.
-
-    Returns:
-        The mean, from 0 to 1.
 
     Raises:
         ConfigurationError: There is no query.
@@ -192,23 +187,21 @@ def _parameters(kind: str, num_items: int, width: int, given: dict[str, int]) ->
         raise ConfigurationError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
     unknown = sorted(given.keys() - kinds[kind].keys())
     if unknown:
-        raise ConfigurationError(
-            f"parameters of {kind} must be among {', '.join(kinds[kind])}, got {', '.join(unknown)}"
-        )
+        names = ", ".join(kinds[kind])
+        raise ConfigurationError(f"parameters of {kind} must be among {names}, got {', '.join(unknown)}")
     parameters = {**kinds[kind], **given}
-    limits = {"nlist": num_items, "code_size": width}
+    limits = {"M": (2, MAX_PARAMETER), "nlist": (1, num_items), "code_size": (1, width)}
     for name, value in parameters.items():
-        least, most = 2 if name == "M" else 1, limits.get(name, MAX_PARAMETER)
+        least, most = limits.get(name, (1, MAX_PARAMETER))
         if not least <= value <= most:
             raise ConfigurationError(f"{name} must be from {least} to {most}, got {value!r}")
     if "nprobe" in parameters:
         parameters["nprobe"] = min(parameters["nprobe"], parameters["nlist"])
-    if kind == "ivf_pq":
-        if width % parameters["code_size"]:
-            raise ConfigurationError(f"code_size must divide the width {width}, got {parameters['code_size']!r}")
-        if num_items < CENTROIDS_A_BYTE:
-            raise ConfigurationError(
-                f"ivf_pq must have at least {CENTROIDS_A_BYTE} items to learn its codes from, got {num_items}; "
-                "take ExactIndex"
-            )
+    if width % parameters.get("code_size", 1):
+        raise ConfigurationError(f"code_size must divide the width {width}, got {parameters['code_size']!r}")
+    if kind == "ivf_pq" and num_items < CENTROIDS_A_BYTE:
+        raise ConfigurationError(
+            f"ivf_pq must have at least {CENTROIDS_A_BYTE} items to learn its codes from, got {num_items}; take "
+            "ExactIndex"
+        )
     return parameters

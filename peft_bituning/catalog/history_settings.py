@@ -33,7 +33,6 @@ class HistorySettings:
     item_collaborative: str = "history"
 
     def __post_init__(self) -> None:
-        """Check what other classes do not."""
         if self.item_collaborative not in ITEM_COLLABORATIVE:
             raise ConfigurationError(
                 f"item_collaborative must be one of {', '.join(ITEM_COLLABORATIVE)}, got {self.item_collaborative!r}"
