@@ -2,8 +2,6 @@
 
 import bisect
 import glob
-import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +16,7 @@ import pyarrow as pa  # what `datasets` reads and writes parquet with
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 
+from ..artifacts import sha256_of_json
 from ..data.values import as_id, shown
 from ..errors import ConfigurationError, DataError
 
@@ -32,10 +31,10 @@ class UserBlock:
     """Consecutive rows of a source, read when `users` is called.
 
     Args:
-        number: its place among the blocks, from 0.
-        first: the source's row that it starts with, from 0.
-        rows: how many it holds.
-        users: reads and checks them: user ids, and item ids in time order, one list a user.
+        number: Its place among the blocks, from 0.
+        first: The source's row that it starts with, from 0.
+        rows: How many it holds.
+        users: Reads and checks them: user ids, and item ids in time order, one list a user.
     """
 
     number: int
@@ -49,14 +48,9 @@ def open_users(
 ) -> "UserSource":
     """Open what holds one row a user: an id and a list of item ids in time order.
 
-    Args:
-        source: parquet files (a path, a glob, a folder, or a list of them), a `Dataset`, or an `IterableDataset`.
-        user_column: column of the user id.
-        history_column: column of the item ids.
-
     Raises:
-        ConfigurationError: another kind of source, or a column that is not there.
-        DataError: no such file, or a file that is not parquet.
+        ConfigurationError: Another kind of source, or a column that is not there.
+        DataError: No such file, or a file that is not parquet.
     """
     if isinstance(source, Dataset | IterableDataset):
         return _DatasetUsers(source, user_column, history_column)
@@ -70,14 +64,8 @@ def open_users(
 
 
 class UserSource(ABC):
-    """Users, the same rows in the same order every time.
+    """Users, the same rows in the same order every time; `rows` of them, where that is known before reading."""
 
-    Args:
-        user_column: column of the user id.
-        history_column: column of the item ids.
-    """
-
-    #: How many rows there are, where that is known before reading.
     rows: int | None = None
 
     def __init__(self, user_column: str, history_column: str) -> None:
@@ -97,16 +85,10 @@ class UserSource(ABC):
         """Say where a row is, for messages."""
 
     def blocks(self, size: int) -> Iterator[UserBlock]:
-        """Read all rows, a block at a time; only the last can be shorter.
+        """Read all rows, a block of `size` at a time, in order; only the last can be shorter.
 
-        Args:
-            size: rows a block.
-
-        Yields:
-            The blocks in order. What nobody asks the `users` of is not turned into Python objects.
-
-        Raises:
-            DataError: a file that is damaged; from `users`, a row that is no user, by its place.
+        What nobody asks the `users` of is not turned into Python objects. A damaged file is a `DataError`; so is, from
+        `users`, a row that is no user, by its place.
         """
         first = 0
         for number, (rows, read) in enumerate(self._blocks(size)):
@@ -237,7 +219,7 @@ class _DatasetUsers(UserSource):
 
 def block_digest(users: Sequence[str], histories: Sequence[Sequence[str]]) -> str:
     """Return the sha256 of a block's content, the same whatever kind of source it came from."""
-    return hashlib.sha256(json.dumps([users, histories]).encode()).hexdigest()
+    return sha256_of_json([users, histories])
 
 
 def _find_files(given: Sequence[str | Path]) -> list[Path]:
@@ -246,7 +228,8 @@ def _find_files(given: Sequence[str | Path]) -> list[Path]:
     for each in given:
         path = Path(each).expanduser()
         if path.is_dir():
-            files = [file for file in path.rglob("*.parquet") if not _is_hidden(file.relative_to(path))]
+            inside = ((file, file.relative_to(path).parts) for file in path.rglob("*.parquet"))
+            files = [file for file, parts in inside if not any(part.startswith((".", "__")) for part in parts)]
         else:
             files = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
             files = [path] if path.is_file() else files
@@ -259,10 +242,6 @@ def _find_files(given: Sequence[str | Path]) -> list[Path]:
     if not found:
         raise DataError("source must name parquet files, got an empty list; give a path, a glob or a folder")
     return found
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in path.parts)
 
 
 def _rows(batches: list[pa.RecordBatch]) -> list[dict[str, Any]]:

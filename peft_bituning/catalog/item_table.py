@@ -130,10 +130,8 @@ class ItemTable:
             types = " or ".join(map(str, TYPES))
             rule = f"be [I, D] {types}, got {list(rows.shape)} {rows.dtype}; save the folder again"
         elif num_items not in (None, len(rows)):
-            rule = (
-                f"have {num_items} rows, one an item, got {len(rows)}; catalog and table are from two saves, save or "
-            )
-            rule += "download the folder again"
+            two_saves = "catalog and table are from two saves, save or download the folder again"
+            rule = f"have {num_items} rows, one an item, got {len(rows)}; {two_saves}"
         elif non_finite_rows(rows):
             rule = "be finite, got NaN or infinity; it is unfinished or overflowed, encode it again"
         else:

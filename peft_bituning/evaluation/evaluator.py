@@ -62,18 +62,13 @@ class RankingReport:
         """Return the metrics with their standard errors, `sd / sqrt(U)`, in both filter modes.
 
         Returns:
-            `{"unfiltered": {"recall@10": .., "recall@10_se": .., "ndcg@10": .., "ndcg@10_se": .., "mrr": ..,
-            "mrr_se": ..}, "filtered": {..}, "users": U}`.
-
-        Raises:
-            InputError: There is no user.
+            `{"unfiltered": {"recall@10": .., "recall@10_se": .., "ndcg@10": .., ..}, "filtered": {..}, "users": U}`.
         """
-        both = {"unfiltered": self.ranks_unfiltered, "filtered": self.ranks_filtered}
-        report: dict[str, Any] = {
-            mode: {**ranking_metrics(ranks, self.k), **standard_errors(ranks, self.k)} for mode, ranks in both.items()
-        }
-        report["users"] = len(self.ranks_unfiltered)
-        return report
+        unfiltered, filtered = (
+            {**ranking_metrics(ranks, self.k), **standard_errors(ranks, self.k)}
+            for ranks in (self.ranks_unfiltered, self.ranks_filtered)
+        )
+        return {"unfiltered": unfiltered, "filtered": filtered, "users": len(self.ranks_unfiltered)}
 
 
 def rank_batches(
@@ -159,7 +154,7 @@ class HistoryScorer:
     """Scores samples by their histories, for `evaluate_ranking`.
 
     Args:
-        recommender: Scores the catalog for histories.
+        recommender: An ID recommender, `Popularity` or `ItemKNN`: what scores the catalog for histories.
         device: Where the histories are put; `None` is the CPU.
     """
 
@@ -178,13 +173,5 @@ class HistoryScorer:
 
 
 def history_scorer(recommender: HistoryRecommender, device: torch.device | str | None = None) -> HistoryScorer:
-    """Make the `score` argument of `evaluate_ranking` from a recommender over histories.
-
-    Args:
-        recommender: An ID recommender, `Popularity` or `ItemKNN`.
-        device: Where the histories are put; `None` is the CPU.
-
-    Returns:
-        A function from samples to `[B, I]` scores, which knows I.
-    """
+    """Return a `HistoryScorer`, the `score` argument of `evaluate_ranking`, from a recommender over histories."""
     return HistoryScorer(recommender, device)
