@@ -119,8 +119,8 @@ def sha256_of_json(*values: Any, sort_keys: bool = False) -> str:
 def sha256_of_tensors(tensors: Mapping[str, Tensor], label: str, start: str = "") -> str:
     """Return the sha256 (hex) of named tensors, in the order of their names, behind `start`.
 
-    `label` stands before the bytes of each, a format of `name`, `shape` and `dtype`; digests that are kept differ by it,
-    so that a caller never changes its own.
+    `label`, a format of `name`, `shape` and `dtype`, stands before the bytes of each. Digests that are kept differ by
+    it, so that a caller never changes its own.
     """
 
     def parts() -> Iterator[bytes | memoryview]:

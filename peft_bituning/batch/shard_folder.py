@@ -45,7 +45,7 @@ class UserCounts:
 
 @dataclass(frozen=True)
 class ShardRecord(UserCounts):
-    """What is known of a finished shard, beside its counts: its users, and digests of it and of the rows it was made of."""
+    """What is known of a finished shard beside its counts: rows, and digests of it and of the rows it was made of."""
 
     rows: int
     sha256: str

@@ -143,9 +143,8 @@ def evaluate_ranking(
         seen = [set(sample.history) for sample in batch]
         return target_ranks(scores, targets), target_ranks(scores, targets, seen)
 
-    num_items = getattr(score, "num_items", None)
-    if num_items:
-        batch_size = min(batch_size, max(1, MAX_SCORES // num_items))
+    num_items = getattr(score, "num_items", 1)
+    batch_size = min(batch_size, max(1, MAX_SCORES // num_items))
     return rank_batches(rank, samples, batch_size=batch_size, k=k, progress=progress, description=description)
 
 

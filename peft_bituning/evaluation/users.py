@@ -22,18 +22,15 @@ def rank_users(
     description: str = "evaluating",
     swap_collaborative: bool = False,
 ) -> RankingReport:
-    """Rank the whole catalog for users; every process must call it.
+    """Rank the whole catalog for users; every process must call it, and all get the same report.
 
     Args:
-        encoder: holds the weights to rank with.
-        samples: one row a user.
-        table: the item table.
-        progress: show a progress bar.
-        description: its label.
-        swap_collaborative: give every user the collaborative embeddings of another, to see what they matter.
-
-    Returns:
-        The report; the same on every process.
+        encoder: Holds the weights to rank with.
+        samples: One row per user.
+        table: The item table.
+        progress: Show a progress bar.
+        description: Its label.
+        swap_collaborative: Give every user the collaborative embeddings of another, to see what they matter.
     """
     table = table.to(encoder.device)
     generator = torch.Generator().manual_seed(0)
@@ -46,13 +43,7 @@ def rank_users(
             cycle = torch.randperm(len(batch), generator=generator).tolist()
             other_of = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
             others = [histories[other_of[row]] for row in range(len(batch))]
-        users = encoder.encode(
-            histories,
-            distributed=True,
-            progress=progress,
-            description=description,
-            collaborative_histories=others,
-        )
+        users = encoder.encode(histories, "user", True, progress, description, others)
         return catalog_ranks(users.to(encoder.device), table, [sample.target for sample in batch], histories)
 
     return rank_batches(rank, samples, batch_size=USERS_A_PASS)

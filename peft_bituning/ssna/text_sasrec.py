@@ -16,9 +16,6 @@ class TextSASRec(SASRec):
     """A causal transformer over items known by their text; there is no weight for any single item.
 
     A subclass gives `embed_items`. An item that was never seen in training has text, hence an embedding.
-
-    Args:
-        config: Sizes.
     """
 
     def __init__(self, config: SASRecConfig) -> None:
@@ -26,11 +23,7 @@ class TextSASRec(SASRec):
         self.encoder.set_input_embeddings(None)  # type: ignore[arg-type]
 
     def embed_items(self) -> Tensor:
-        """Compute the embeddings of the whole catalog, with gradients where they are enabled.
-
-        Returns:
-            `[I, C]`.
-        """
+        """Compute the embeddings `[I, C]` of the whole catalog, with gradients where they are enabled."""
         raise NotImplementedError
 
     @property
@@ -50,15 +43,8 @@ class TextSASRec(SASRec):
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
         """Return the cross-entropy of the next item over the catalog, averaged over all positions.
 
-        The catalog's embeddings are computed once and have gradients as inputs and as targets.
-
-        Args:
-            item_indices: `[B, L]` catalog indices from column 0 on.
-            lengths: `[B]` real items of each row, at least 2.
-            generator: Not used; every position is a target.
-
-        Returns:
-            Scalar loss.
+        The catalog's embeddings are computed once and have gradients as inputs and as targets. Rows [B, L] begin in
+        column 0 and have 2 real items or more; the generator is not used, as every position is a target.
         """
         embeddings = self.embed_items()  # [I, C]
         states = self._causal_states(item_indices[:, :-1], embeddings)  # [B, L-1, C]
