@@ -12,44 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# ---------------------------------------------------------------------- writing
-
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path; on leaving, its file is on the disk and takes the place of `path`.
+    """Give a temporary path; on leaving, what was made there is on the disk and takes the place of `path`.
 
     A kill leaves the old file or the new one, an error the old one alone. A link is replaced, not written through, and
     a tensor that is mapped from the old file keeps its content.
     """
     path = Path(path)
-    temporary = _temporary(path)
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give an empty temporary folder; on leaving, its files are on the disk and it takes the place of `path`.
-
-    A kill leaves the old folder, the new one or none, never a part of one; an error leaves the old one.
-    """
-    temporary, old = _temporary(path), path.with_name(f".{path.name}.old")
-    _remove(temporary)
-    temporary.mkdir(parents=True)
+    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    _remove(temporary)  # a kill may have left it
     moved = False
     try:
         yield temporary
         for each in [*temporary.rglob("*"), temporary]:
             sync(each)
-        if os.path.lexists(path):
+        if temporary.is_dir() and os.path.lexists(path):  # which a file would replace at once
             _remove(old)
             os.replace(path, old)
             moved = True
@@ -60,7 +39,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(old, path)
         raise
     sync(path.parent)
-    _remove(old)
+    if path.is_dir():
+        _remove(old)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty temporary folder, which takes the place of `path` as with `whole_file`; a kill may leave none."""
+    with whole_file(path) as temporary:
+        temporary.mkdir(parents=True)
+        yield temporary
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -78,18 +66,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")  # a kill may leave it, and the next writing removes it
-
-
 def _remove(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-# ---------------------------------------------------------------------- digests
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -135,9 +116,6 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor], label: str, start: str = ""
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
     """Return the sha256 (hex) over the names and values of an adapter's weights."""
     return sha256_of_tensors(weights, "{name} {dtype} {shape}")
-
-
-# ---------------------------------------------------------------------- JSON values
 
 
 def to_json(value: Any) -> Any:

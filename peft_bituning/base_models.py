@@ -39,21 +39,13 @@ FINGERPRINT_FIELDS = ("model_type", "hidden_size", "num_hidden_layers", "num_att
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A language model with its tokenizer and the name that other machines know it by.
-
-    Args:
-        model: the causal language model.
-        tokenizer: its tokenizer.
-        name: a Hub id, an alias, or the name (not the path) of a local folder.
-        revision: the commit of a Hub model, where known.
-        is_local: whether it came from a local folder or from memory, so that its name says little.
-    """
+    """A causal language model with its tokenizer and the name that other machines know it by."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    name: str
-    revision: str | None = None
-    is_local: bool = False
+    name: str  # a Hub id, an alias, or the name (not the path) of a local folder
+    revision: str | None = None  # the commit of a Hub model, where known
+    is_local: bool = False  # from a local folder or from memory, so that the name says little
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the configuration fields that tell one base model from another, whatever its precision."""
@@ -67,17 +59,10 @@ def load_base_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
 ) -> BaseModel:
-    """Load a base model, frozen and in evaluation mode, with its tokenizer.
+    """Load a base model, frozen and in evaluation mode, by Hub id, local folder or alias; a loaded one is returned.
 
-    Args:
-        name: `HuggingFaceTB/SmolLM2-135M`, a folder, an alias such as `smollm2-135m`, or a loaded model, which is
-            returned as it is.
-        dtype: Type of the frozen weights.
-        revision: Branch, tag or commit of a Hub model.
-        attn_implementation: Passed to transformers.
-
-    Raises:
-        ConfigurationError: A package is missing, or nothing by that name can be loaded.
+    `revision` is a branch, tag or commit of a Hub model. A missing package, or a name by which nothing can be loaded,
+    is a `ConfigurationError`.
     """
     if isinstance(name, BaseModel):
         return name

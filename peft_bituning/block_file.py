@@ -28,25 +28,15 @@ _REMEDY = "give another folder, or remove this one"
 
 @dataclass(frozen=True)
 class BlockFile:
-    """A tensor `[I, ...]` in a folder, of which some blocks of items are finished.
+    """A tensor `[I, ...]` in a folder, of which some blocks of items are finished."""
 
-    Args:
-        folder: One folder that all processes see; other files in it are left alone.
-        name: Of the file, without `.safetensors`.
-        tensor: Name of the tensor in it.
-        origin: What the values depend on, as JSON values; files of two origins are never mixed.
-        shape: I and the sizes of an item's values; I alone where these are not known before the first block is.
-        dtype: `float32`, `float16` or `bfloat16`.
-        block_size: Items of a block.
-    """
-
-    folder: Path
-    name: str
-    tensor: str
-    origin: dict[str, Any]
-    shape: tuple[int, ...]
-    dtype: str
-    block_size: int
+    folder: Path  # one that all processes see; other files in it are left alone
+    name: str  # of the file, without `.safetensors`
+    tensor: str  # name of the tensor in it
+    origin: dict[str, Any]  # what the values depend on, as JSON values; files of two origins are never mixed
+    shape: tuple[int, ...]  # I and the sizes of an item's values; I alone before the first block is known
+    dtype: str  # one of CODES
+    block_size: int  # items
 
     def __post_init__(self) -> None:
         if self.dtype not in CODES:
@@ -75,8 +65,6 @@ class BlockFile:
     def rows(self, block: int) -> range:
         """Return the rows of a block, which is counted from 0."""
         return range(block * self.block_size, min((block + 1) * self.block_size, self.shape[0]))
-
-    # ------------------------------------------------------------------ a folder as it is found
 
     @classmethod
     def find(cls, folder: Path, name: str, tensor: str) -> "BlockFile | None":
@@ -125,8 +113,6 @@ class BlockFile:
                 f"missing (all processes must see one folder), truncated or belongs to another run; {_REMEDY}"
             )
 
-    # ------------------------------------------------------------------ writing
-
     def create(self) -> None:
         """Make the file, no block of it finished; what is there is replaced.
 
@@ -171,8 +157,6 @@ class BlockFile:
         with journal.open("a", encoding="utf-8") as stream:
             stream.write(f"\n{line}\n")  # behind a line that a kill left unfinished
         sync(journal)
-
-    # ------------------------------------------------------------------ reading
 
     def finished(self, blocks: Iterable[int] | None = None, verify: bool = True) -> set[int]:
         """Return which blocks are written, among these or all.

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, Features, IterableDataset, List, Value
 from peft import get_peft_model_state_dict
@@ -30,17 +31,11 @@ _EXAMPLES = 10
 
 @dataclass(frozen=True)
 class BatchReport(UserCounts):
-    """What a run of `recommend_parquet` did, counted over all processes.
+    """What a run of `recommend_parquet` did, counted over all processes."""
 
-    Args:
-        users: Rows of the source.
-        shards: Files they are in.
-        new_shards: Of them those that this run made; an earlier one made the others.
-    """
-
-    users: int
-    shards: int
-    new_shards: int
+    users: int  # rows of the source
+    shards: int  # files they are in
+    new_shards: int  # of them those that this run made
 
 
 def recommend_parquet(
@@ -95,7 +90,10 @@ def recommend_parquet(
     _check_settings(users, Path(output_dir), rows_per_shard)
     chosen = None if candidates is None else sha256_of_json(sorted(set(map(str, candidates))))
     settings = {"k": int(k), "filter_seen": bool(filter_seen), "candidates": chosen, "rows_per_shard": rows_per_shard}
-    job = _Job(recommender, partial(recommend, on_unknown="ignore"), users, Path(output_dir), on_unknown == "error")
+    columns = {user_column: Value("string"), ITEMS_COLUMN: List(Value("string")), SCORES_COLUMN: List(Value("float32"))}
+    folder = ShardFolder(output_dir, Features(columns))
+    recommend = partial(recommend, on_unknown="ignore")
+    job = _Job(recommender, recommend, users, folder, on_unknown == "error", launched_state())
     return job.run(settings, overwrite, show_progress_bar)
 
 
@@ -134,24 +132,16 @@ def _check_settings(users: UserSource, output_dir: Path, rows_per_shard: int) ->
         raise ConfigurationError(f"output_dir must be apart from the source, got {str(output_dir)!r}; choose another")
 
 
+@dataclass
 class _Job:
     """The blocks of a source and the shards they become."""
 
-    def __init__(
-        self,
-        recommender: LaserRecommender,
-        recommend: Callable[..., list[list[tuple[str, float]]]],  # leaves unknown items out
-        source: UserSource,
-        folder: Path,
-        stop_at_unknown: bool,
-    ) -> None:
-        self.recommender = recommender
-        self.recommend = recommend
-        self.source = source
-        lists = {ITEMS_COLUMN: List(Value("string")), SCORES_COLUMN: List(Value("float32"))}
-        self.folder = ShardFolder(folder, Features({source.columns[0]: Value("string"), **lists}))
-        self.stop_at_unknown = stop_at_unknown
-        self.state = launched_state()
+    recommender: LaserRecommender
+    recommend: Callable[..., list[list[tuple[str, float]]]]  # leaves unknown items out
+    source: UserSource
+    folder: ShardFolder
+    stop_at_unknown: bool
+    state: PartialState
 
     def run(self, chosen: Mapping[str, Any], overwrite: bool, progress: bool) -> BatchReport:
         """Make all shards that are missing, where those of other settings are not to be found."""

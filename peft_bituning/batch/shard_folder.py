@@ -28,19 +28,12 @@ _MOST_SHARDS = 100_000  # beyond five digits the shards' names would no longer s
 
 @dataclass(frozen=True)
 class UserCounts:
-    """What is counted of users.
+    """What is counted of users."""
 
-    Args:
-        cold_starts: Users without a single item of the catalog, who get what an empty history gets.
-        unknown_users: Users with items that are not in the catalog.
-        unknown_items: How many such items were left out, repeats included.
-        unknown_examples: A few of them.
-    """
-
-    cold_starts: int
-    unknown_users: int
-    unknown_items: int
-    unknown_examples: Sequence[str]
+    cold_starts: int  # without a single item of the catalog, who get what an empty history gets
+    unknown_users: int  # with items that are not in the catalog
+    unknown_items: int  # left out, repeats included
+    unknown_examples: Sequence[str]  # a few of them
 
 
 @dataclass(frozen=True)

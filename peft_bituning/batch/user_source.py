@@ -28,19 +28,12 @@ _READ_AHEAD = 2**20  # bytes of a column read at once
 
 @dataclass(frozen=True)
 class UserBlock:
-    """Consecutive rows of a source, read when `users` is called.
+    """Consecutive rows of a source, read when `users` is called."""
 
-    Args:
-        number: Its place among the blocks, from 0.
-        first: The source's row that it starts with, from 0.
-        rows: How many it holds.
-        users: Reads and checks them: user ids, and item ids in time order, one list a user.
-    """
-
-    number: int
-    first: int
+    number: int  # its place among the blocks, from 0
+    first: int  # the source's row that it starts with, from 0
     rows: int
-    users: Callable[[], tuple[list[str], list[list[str]]]]
+    users: Callable[[], tuple[list[str], list[list[str]]]]  # user ids, and item ids in time order, checked
 
 
 def open_users(
@@ -67,14 +60,10 @@ class UserSource(ABC):
     """Users, the same rows in the same order every time; `rows` of them, where that is known before reading."""
 
     rows: int | None = None
+    description: dict[str, Any]  # what is known before reading, as JSON values
 
     def __init__(self, user_column: str, history_column: str) -> None:
         self.columns = (user_column, history_column)
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What is known of the source before it is read, as JSON values."""
-        return {"rows": self.rows}
 
     def overlaps(self, folder: Path) -> bool:
         """Say whether a folder holds files of the source, or lies in a folder that is searched for them."""
@@ -150,15 +139,12 @@ class _ParquetUsers(UserSource):
                 counts.append(file.metadata.num_rows)
         self.starts = [0, *accumulate(counts)]
         self.rows = self.starts[-1]
-
-    @property
-    def description(self) -> dict[str, Any]:
         root = os.path.commonpath([path.absolute().parent for path in self.paths])
         files = {
-            os.path.relpath(path.absolute(), root): {"bytes": path.stat().st_size, "rows": last - first}
-            for path, first, last in zip(self.paths, self.starts, self.starts[1:], strict=False)
+            os.path.relpath(path.absolute(), root): {"bytes": path.stat().st_size, "rows": rows}
+            for path, rows in zip(self.paths, counts, strict=True)
         }
-        return {"files": files, **super().description}
+        self.description = {"files": files, "rows": self.rows}
 
     def overlaps(self, folder: Path) -> bool:
         folder = folder.absolute()
@@ -200,8 +186,8 @@ class _DatasetUsers(UserSource):
         self.name = f"the {type(dataset).__name__}"
         if dataset.features is not None:
             self._check_columns(dataset.features, self.name)
-        if isinstance(dataset, Dataset):
-            self.rows = len(dataset)
+        self.rows = len(dataset) if isinstance(dataset, Dataset) else None
+        self.description = {"rows": self.rows}
 
     def place(self, row: int) -> str:
         return f"row {row} of {self.name} (the first is 0)"
@@ -245,7 +231,7 @@ def _find_files(given: Sequence[str | Path]) -> list[Path]:
 
 
 def _rows(batches: list[pa.RecordBatch]) -> list[dict[str, Any]]:
-    return [row for batch in batches for row in batch.to_pylist()]
+    return [row for batch in batches for row in batch.to_pylist()]  # files may differ in the types of their columns
 
 
 @contextmanager

@@ -1,7 +1,4 @@
-"""Nearest items by cosine in large catalogs: faiss finds them, the table scores them. Needs `pip install faiss-cpu`.
-
-Shapes: `B` queries, `D` width, `I` catalog items, `k` results, `F` found by faiss.
-"""
+"""Nearest items by cosine in large catalogs: faiss finds them, the table scores them. Needs `pip install faiss-cpu`."""
 
 from collections.abc import Collection, Iterator, Sequence
 from math import isqrt
@@ -21,7 +18,6 @@ MAX_PARAMETER = 1 << 16
 CENTROIDS_A_BYTE = 256
 ROWS_A_CENTROID = 39  # faiss's own least for k-means
 
-#: What `faiss.index_factory` makes of each kind.
 FACTORY_STRINGS = {"hnsw": "HNSW{M},Flat", "ivf_flat": "IVF{nlist},Flat", "ivf_pq": "IVF{nlist},PQ{code_size}"}
 
 
@@ -34,15 +30,11 @@ class FaissIndex(ItemIndex):
 
     What faiss finds is scored anew against the embeddings, in float32, and sorted as `ExactIndex` sorts: an item may be
     missing, but no score is approximate, and ties among the found go to the lower catalog index. The same embeddings,
-    parameters and seed give the same index.
-
-    Candidates are searched exactly, among their rows alone; so is the whole catalog for queries that faiss finds fewer
-    than k items for although more are left, and where k and the excluded are half of the catalog. As many more are
-    asked of faiss as are excluded.
+    parameters and seed give the same index. Candidates are searched exactly; so is the whole catalog for queries that
+    faiss finds fewer than k items for although more are left, and where k and the excluded are half of the catalog.
 
     Args:
-        embeddings: `[I, D]` item embeddings of any length, in any float type; they are kept as they are and may be
-            mapped from a file.
+        embeddings: `[I, D]` item embeddings of any length and float type, kept as they are, also mapped from a file.
         kind: `hnsw`, `ivf_flat` or `ivf_pq`.
         seed: Of the graph's levels or of the clusters.
         **parameters: In place of the defaults by I and D, which `parameters` holds afterwards. `hnsw`: `M` (neighbours
@@ -52,8 +44,7 @@ class FaissIndex(ItemIndex):
 
     Raises:
         InputError: The shape is not `[I, D]`, or a row is not finite (the first such rows are named).
-        ConfigurationError: faiss is not installed, the kind or a parameter is unknown or out of its range, or there
-            are too few items for `ivf_pq`.
+        ConfigurationError: faiss is missing, `kind` or a parameter is out of its range, or I too small for `ivf_pq`.
     """
 
     def __init__(self, embeddings: Tensor, kind: str = "hnsw", seed: int = 0, **parameters: int) -> None:
@@ -94,7 +85,7 @@ class FaissIndex(ItemIndex):
             yield cosines(queries, normalised("embeddings", self.embeddings[rows])), rows
 
     def _scored(self, queries: Tensor, found: np.ndarray, k: int) -> TopK:
-        """Score what was found `[B, F]`, -1 for nothing, and keep the k best."""
+        """Score the F items found for each query, `[B, F]`, -1 for nothing, and keep the k best."""
         ascending = torch.from_numpy(np.sort(found, axis=1)).to(queries.device)
         rows_a_time = max(1, MAX_GATHERED // (found.shape[1] * queries.shape[1]))
         parts = []
@@ -139,18 +130,15 @@ class FaissIndex(ItemIndex):
 
 
 def measured_recall(index: ItemIndex, exact: ItemIndex, queries: Tensor, k: int = 10) -> float:
-    """Measure how much of the exact top k an index finds.
+    """Measure how much of the exact top k an index finds, from 0 to 1.
 
     `recall@k = mean over queries of |found and exact| / |exact|`
 
     Args:
         index: The index to be measured.
         exact: An `ExactIndex` over the same embeddings.
-        queries: `[B, D]`, at least one; users, best of all.
+        queries: `[B, D]`, at least one, or it is a `ConfigurationError`; users, best of all.
         k: Number of results.
-
-    Raises:
-        ConfigurationError: There is no query.
     """
     if not len(queries):
         raise ConfigurationError("queries must have at least one row to measure recall, got none")

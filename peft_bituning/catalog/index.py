@@ -1,7 +1,4 @@
-"""Nearest items by cosine: what all indexes share, and the exact one.
-
-Shapes: `B` queries, `D` width, `I` catalog items, `k` results.
-"""
+"""Nearest items by cosine, for B queries the k best of I items: what all indexes share, and the exact one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -55,8 +52,8 @@ class ItemIndex(ABC):
             candidates: Only these catalog indices are searched, for all queries; `None` is the whole catalog.
 
         Returns:
-            Scores `[B, k]` (float32, descending) and catalog indices `[B, k]` (int64). Where fewer than k items are
-            left, the rest holds score -inf and index -1.
+            Scores (float32, descending) and catalog indices (int64), `[B, k]` both; where fewer than k items are left,
+            the rest holds score -inf and index -1.
 
         Raises:
             InputError: Shapes do not fit, an index lies outside the catalog, or a query is not finite.
@@ -101,8 +98,7 @@ class ExactIndex(ItemIndex):
             too, and other float types are brought to float32 a chunk at a time; else a normalised copy is made, in
             which a zero row keeps score 0.
         chunk_size: Queries scored at once.
-        item_chunk_size: Items scored at once: `[chunk_size, item_chunk_size]` scores are held at a time, never
-            `[chunk_size, I]`.
+        item_chunk_size: Items scored at once, so that `[chunk_size, item_chunk_size]` scores are held.
 
     Raises:
         InputError: The shape is not `[I, D]`, or a row is not finite (the first such rows are named).

@@ -44,8 +44,7 @@ def table_blocks(
         num_items: I.
         identity: What the rows depend on (hashes of weights, catalog, template), as JSON values: a folder of another
             identity is refused.
-        block_size: Items of a block; all that is lost in a kill, and how long the last process may be waited for. A
-            table that is gone on with keeps the one it began with.
+        block_size: Items per block, which is all that is lost in a kill. A table keeps the one it began with.
         dtype: Of the stored rows, float32 or bfloat16.
         first_item: Catalog index of the first row.
 
@@ -71,12 +70,8 @@ def encode_items_into(
     Args:
         encoder: Holds the weights.
         blocks: The folder, and which items, as `table_blocks` gives it.
-        autocast: Forward passes under `torch.autocast` in this type; it becomes part of the table's identity. None
-            leaves them in the model's own type.
+        autocast: Forward passes under `torch.autocast` in this type, which becomes part of the table's identity.
         progress: Show a progress bar of this process's items.
-
-    Returns:
-        The table, in its file; nothing of it is held in memory.
 
     Raises:
         ArtifactError: The folder holds a table of another identity, size or type.
@@ -95,7 +90,7 @@ def encode_items_into(
     mine = missing if together else missing[rank::world]
     total = sum(len(file.rows(block)) for block in mine)
     with tqdm(total=total, desc="encoding items", unit="row", disable=not progress) as bar:
-        encoded = ((block, _encode_block(encoder, file, block, together, autocast, progress)) for block in mine)
+        encoded = ((block, _encode_block(encoder, file, block, autocast, progress)) for block in mine)
         first = list(islice(encoded, 1))
         widths = gathered([rows.shape[1] for _, rows in first])  # known now, and the file is made
         if found is None:
@@ -142,21 +137,16 @@ def encode_table(
 
 
 def _encode_block(
-    encoder: HistoryEncoder,
-    file: BlockFile,
-    block: int,
-    distributed: bool,
-    autocast: torch.dtype | None,
-    progress: bool,
+    encoder: HistoryEncoder, file: BlockFile, block: int, autocast: torch.dtype | None, progress: bool
 ) -> Tensor:
     """Encode the items of a block to rows of length 1, in the type of the file."""
-    first = file.origin["first_item"]
-    items = [first + row for row in file.rows(block)]
+    items = [file.origin["first_item"] + row for row in file.rows(block)]
     prompts = encoder.collator.prompts
     anew = encoder.over(prompts.items)  # for every block: it keeps the tokens of each item that it ever saw
     label = f"items {items[0]} to {items[-1]}"
+    together = hasattr(encoder.model, "unshard")
     with torch.autocast(encoder.device.type, dtype=autocast, enabled=autocast is not None):
-        embeddings = anew.encode([[item] for item in items], "item", distributed, progress, label)
+        embeddings = anew.encode([[item] for item in items], "item", together, progress, label)
     for name, count in anew.collator.prompts.counts.items():
         prompts.counts[name] += count
     return ItemTable.from_embeddings(embeddings).embeddings.to(getattr(torch, file.dtype))

@@ -16,21 +16,11 @@ def export_embeddings(
     batch_size: int = 32,
     show_progress_bar: bool = False,
 ) -> None:
-    """Write one row per item of the catalog, or one per user: the id, the embedding and what made it.
+    """Write one row per item of the catalog, or one per user of `histories` (item ids in time order by user id).
 
     Columns: `id`, `embedding` (D float32 of length 1: their inner product is the score), `base_model`,
     `base_model_revision`, `item_table` (the checksum of the item table: embeddings of users and items fit each other
-    where it is the same).
-
-    Args:
-        recommender: A trained recommender.
-        path: The file.
-        histories: Item ids in time order by user id; None exports the catalog.
-        batch_size: Users per forward pass.
-        show_progress_bar: Show one.
-
-    Raises:
-        UnknownItemError: An id is not in the catalog.
+    where it is the same). An id that is not in the catalog is an `UnknownItemError`.
     """
     if histories is None:
         ids = list(recommender.items.item_ids)

@@ -39,18 +39,12 @@ class CatalogLoss:
     """The training loss for `Trainer(compute_loss_func=...)`: `L = L_IIC + lambda L_LB` (paper Eq. 12).
 
     With gradient accumulation and on several processes every row has the same weight, as in the package's own loop.
-
-    Args:
-        table: The item table [I, D].
-        temperature: Of the contrastive loss.
-        router_aux_loss_coef: lambda.
-        chunk_size: Items per chunk, for large tables.
     """
 
     table: ItemTable
     temperature: float = 0.05
-    router_aux_loss_coef: float = 0.01
-    chunk_size: int | None = None
+    router_aux_loss_coef: float = 0.01  # lambda
+    chunk_size: int | None = None  # items per chunk, for large tables
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Return the share of a micro-batch, with `labels` [B, 2] from `SampleCollator`, in the update's loss.

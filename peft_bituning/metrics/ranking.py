@@ -1,7 +1,4 @@
-"""Ranks of targets among the whole catalog, and the metrics made of them.
-
-Shapes: `B` rows, `U` evaluated users, `I` catalog items.
-"""
+"""Ranks of targets among the whole catalog of I items, and the metrics over U users made of them."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
@@ -19,18 +16,14 @@ def target_ranks(
     targets: ArrayLike,
     seen: Sequence[Collection[int]] | None = None,
 ) -> np.ndarray:
-    """Rank each row's target among all items, best first, ties counted half.
+    """Rank each row's target among all items, `[B]` float64 from 1 to `I`, best first, ties counted half.
 
     `rank = 1 + #{others with a greater score} + 0.5 * #{others with the same score}`
 
     Args:
         scores: `[B, I]` real numbers, numpy or torch; infinities are allowed, NaN is not.
         targets: `[B]` catalog indices.
-        seen: For each row the catalog indices to leave out of the ranking (duplicates allowed). A target among them
-            counts as last place, rank `I`.
-
-    Returns:
-        `[B]` float64 ranks from 1 to `I`.
+        seen: For each row the catalog indices to leave out (duplicates allowed). A target among them is ranked I.
 
     Raises:
         InputError: Shapes do not fit, a target or seen index lies outside the catalog, or a score is NaN.

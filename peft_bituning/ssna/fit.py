@@ -41,7 +41,7 @@ def fit_ssna(
     given loaded stays in memory as long as the caller holds it.
 
     Args:
-        interactions: As `output_dir`, `config`, `progress` and `fit_arguments`, see `train_ssna`.
+        interactions: As `config`, `fit_arguments` and what is returned, see `train_ssna`.
         base_model: The frozen language model, by name or loaded.
         output_dir: Takes the model's files and, beside them, the states.
         config: See there.
@@ -53,9 +53,6 @@ def fit_ssna(
         progress: Show bars.
         device: Where both models run; None is the CPU, or where a loaded language model is.
         fit_arguments: See there.
-
-    Returns:
-        The trained model in evaluation mode, saved in `output_dir`, and what happened in training.
 
     Raises:
         ArtifactError: The folder of the states holds some of another origin; else as `train_ssna`.
@@ -87,9 +84,6 @@ def train_ssna(
     states: ItemStates,
     output_dir: str | Path,
     config: SSNAConfig | None = None,
-    *,
-    progress: bool = False,
-    device: torch.device | str | None = None,
     **fit_arguments: Any,
 ) -> tuple[SSNA, FitReport]:
     """Train the side network on states that are there, without a language model, and save it.
@@ -100,8 +94,6 @@ def train_ssna(
         states: Those of the catalog's items, as `cache_item_states` makes them.
         output_dir: Takes the model's files.
         config: Sizes, pooling and seed; None takes the defaults.
-        progress: Show bars.
-        device: Where the side network is trained; None is the CPU.
         fit_arguments: Changes to `default_ssna_arguments`, as `fit_recommender` takes them, such as `epochs`.
 
     Returns:
@@ -115,8 +107,6 @@ def train_ssna(
     split = LeaveOneOut(interactions.histories)
     model = SSNA.from_states(states, config)
     settings = {"seed": config.seed, **default_ssna_arguments(), **fit_arguments}
-    report = fit_recommender(
-        model, split.train_sequences, split.samples("valid"), progress=progress, device=device, **settings
-    )
+    report = fit_recommender(model, split.train_sequences, split.samples("valid"), **settings)
     model.save_pretrained(output_dir)
     return model, report

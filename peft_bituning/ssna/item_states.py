@@ -1,7 +1,4 @@
-"""The states of every item: one pass of the frozen language model, all that the side network ever sees of it.
-
-Shapes: `B` items of a batch, `T` text tokens, `I` catalog items, `a` layers, `D` width.
-"""
+"""The states of every item in a layers: one pass of the frozen language model, all that the side network sees of it."""
 
 import json
 import logging
@@ -116,8 +113,7 @@ def cache_item_states(
         base: The language model and its tokenizer; it is not changed, and gets no gradient.
         items: The catalog.
         folder: Where the states are kept.
-        num_layers: a, the top layers kept; all of them where the model has fewer. The states of the last one are
-            those behind the model's final norm.
+        num_layers: a, the top layers kept, the last of them behind the model's final norm; all where it has fewer.
         pooling: `last`: the state of an item's last token; `mean`: over its tokens.
         template: How an item is put into words, as a one-item history.
         dtype: Of the file: `float32`, `float16` or `bfloat16`.

@@ -1,26 +1,67 @@
-"""The recommender: side network, sequence model, full softmax over the catalog.
+"""The recommender: side network, sequence model, full softmax over the catalog of I items.
 
 SSNA-style after "Towards Efficient and Effective Adaptation of Large Language Models for Sequential Recommendation"
-(arXiv, October 2023), of which we know the abstract alone. Shapes: `I` and `J` items, `a` layers, `D` width of the
-states, `C` width of the item embeddings.
+(arXiv, October 2023), of which we know the abstract alone.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ..artifacts import differences
 from ..errors import ArtifactError, ConfigurationError, InputError
-from ..recommenders import SASRecConfig
 from ..recommenders.base import evaluation_mode
+from ..recommenders.sasrec import SASRec, SASRecConfig
+from ..recommenders.transformer import mask_of_lengths
 from .item_states import POOLINGS, ItemStates
 from .side_network import SideNetwork
-from .text_sasrec import TextSASRec
 
 # What must agree for states to mean the same in another catalog; the precision of the weights may differ.
 _SAME_MEANING = ("fingerprint", "template", "pooling")
+
+
+class TextSASRec(SASRec):
+    """A causal transformer over items known by their text; there is no weight for any single item.
+
+    A subclass gives `embed_items`. An item that was never seen in training has text, hence an embedding.
+    """
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__(config)
+        self.encoder.set_input_embeddings(None)  # type: ignore[arg-type]
+
+    def embed_items(self) -> Tensor:
+        """Compute the embeddings `[I, C]` of the whole catalog, with gradients where they are enabled."""
+        raise NotImplementedError
+
+    @property
+    def item_weights(self) -> Tensor:
+        """Item embeddings `[I, C]`, input and output alike: frozen, without dropout."""
+        with torch.no_grad(), evaluation_mode(self):
+            return self.embed_items().detach()
+
+    def _encode_packed(self, item_indices: Tensor, lengths: Tensor) -> Tensor:
+        return self._causal_states(item_indices, self.item_weights)
+
+    def _causal_states(self, item_indices: Tensor, item_embeddings: Tensor) -> Tensor:
+        """Run histories [B, L] over embeddings [I, C] -> [B, L, C]."""
+        inputs = functional.embedding(item_indices, item_embeddings)
+        return self.encoder(inputs_embeds=inputs).last_hidden_state
+
+    def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
+        """Return the cross-entropy of the next item over the catalog, averaged over all positions.
+
+        The catalog's embeddings are computed once and have gradients as inputs and as targets. Rows [B, L] begin in
+        column 0 and have 2 real items or more; the generator is not used, as every position is a target.
+        """
+        embeddings = self.embed_items()  # [I, C]
+        states = self._causal_states(item_indices[:, :-1], embeddings)  # [B, L-1, C]
+        is_target = mask_of_lengths(lengths - 1, states.shape[1])
+        logits = states[is_target] @ embeddings.T  # [M, I]
+        return functional.cross_entropy(logits, item_indices[:, 1:][is_target])
 
 
 class SSNAConfig(SASRecConfig):
@@ -109,9 +150,6 @@ class SSNA(TextSASRec):
         Args:
             states: The catalog's states.
             config: Sizes of the model; the sizes of the states are filled in. None takes the defaults.
-
-        Returns:
-            The model, ready for `fit_recommender`; torch's global random state is left as it was.
 
         Raises:
             ConfigurationError: The states were pooled otherwise.

@@ -1,7 +1,4 @@
-"""The side network: adapters beside the language model, chained over its cached states.
-
-Shapes: `J` items, `a` layers, `D` width of the states, `C` width of the item embeddings.
-"""
+"""The side network: adapters beside the language model, chained over the states of J items in its top a layers."""
 
 from collections.abc import Iterable, Sequence
 
@@ -36,7 +33,7 @@ class SideAdapter(nn.Module):
 
 
 class SideNetwork(nn.Module):
-    """Item embeddings from the states of the top a layers, lowest layer first, `h_0 = 0`.
+    """Item embeddings `[J, C]` from the states of the top a layers, lowest layer first, `h_0 = 0`.
 
     `e = W LayerNorm(h_a)`: the network reads states and never runs the language model.
 
