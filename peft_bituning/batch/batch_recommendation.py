@@ -1,8 +1,9 @@
 """Recommendations for millions of users: from parquet to parquet, block by block, in as many processes as there are."""
 
+import json
 import logging
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, Features, IterableDataset, List, Value
+from peft import get_peft_model_state_dict
 from tqdm.auto import tqdm
 
-from ..artifacts import sha256_of_json
+from ..artifacts import sha256_of_json, sha256_of_tensors
 from ..errors import ArtifactError, ConfigurationError, DataError, UnknownItemError
 from ..launch import launched_state
-from ..serving.recommender import LaserRecommender
-from .provenance import made_by
+from ..serving.recommender import USER_ADAPTER, LaserRecommender
 from .shard_folder import ShardFolder, ShardRecord, UserCounts
 from .user_source import Files, UserBlock, UserSource, block_digest, open_users
 
@@ -30,17 +31,11 @@ _EXAMPLES = 10
 
 @dataclass(frozen=True)
 class BatchReport(UserCounts):
-    """What a run of `recommend_parquet` did, counted over all processes.
+    """What a run of `recommend_parquet` did, counted over all processes."""
 
-    Args:
-        users: rows of the source.
-        shards: files they are in.
-        new_shards: of them those that this run made; an earlier one made the others.
-    """
-
-    users: int
-    shards: int
-    new_shards: int
+    users: int  # rows of the source
+    shards: int  # files they are in
+    new_shards: int  # of them those that this run made
 
 
 def recommend_parquet(
@@ -58,98 +53,123 @@ def recommend_parquet(
     overwrite: bool = False,
     show_progress_bar: bool = False,
 ) -> BatchReport:
-    """Write what `LaserRecommender.recommend` gives for every user of a source, in the source's order.
+    """Write what `LaserRecommender.recommend` gives for every user of a source, in its order; every process calls this.
 
-    The source is cut into blocks of `rows_per_shard` rows; a block is a shard, `part-00000.parquet` and so on, with the
-    columns `user_column` (string), `item_ids` (list of string, best first) and `scores` (list of float32). Each process
-    that `accelerate` started makes every other block, one in memory at a time, and the shards do not depend on how many
-    there are. A run that was killed goes on where it was when it is started again.
+    A block of rows is a shard, `part-00000.parquet` and so on, with the columns `user_column` (string), `item_ids`
+    (list of string, best first) and `scores` (list of float32). Each process that `accelerate` started makes every
+    other block, one in memory at a time; the shards do not depend on how many there are. A run that was killed goes on
+    where it was when it is started again.
 
     Args:
-        recommender: a trained recommender, on this process's own device.
-        source: parquet files (a path, a glob, a folder, or a list of them), a `Dataset` or an `IterableDataset`; one
+        recommender: A trained recommender, on this process's own device.
+        source: Parquet files (a path, a glob, a folder, or a list of them), a `Dataset` or an `IterableDataset`; one
             row a user, in the same order whenever it is read, whole on every process.
-        output_dir: the folder of the shards, which holds nothing else.
-        k: see `LaserRecommender.recommend`.
-        filter_seen: see there.
-        candidates: see there.
-        on_unknown: `error` stops at item ids that are not in the catalog, `ignore` reads histories without them and
-            counts them.
-        batch_size: users a forward pass; like `on_unknown` and the number of processes it may change when a run goes
-            on.
-        rows_per_shard: users a shard; batches are made of similar lengths within it.
-        user_column: column of the user id.
-        history_column: column of the item ids in time order; an empty list is a cold start.
-        overwrite: remove the shards that an earlier run left in the folder.
-        show_progress_bar: show one on the main process.
-
-    Returns:
-        Counts, the same on every process.
+        output_dir: The folder of the shards, which holds nothing else.
+        k: As `filter_seen` and `candidates`, see `LaserRecommender.recommend`.
+        filter_seen: See there.
+        candidates: See there.
+        on_unknown: `error` stops at item ids that are not in the catalog, `ignore` leaves them out and counts them.
+        batch_size: Users per forward pass; it may change when a run goes on, and so may `on_unknown`.
+        rows_per_shard: Users per shard; batches are made of similar lengths within it.
+        user_column: Column of the user id.
+        history_column: Column of the item ids in time order; an empty list is a cold start.
+        overwrite: Remove the shards that an earlier run left in the folder.
+        show_progress_bar: Show one on the main process.
 
     Raises:
-        ConfigurationError: a setting out of its range, or a column that is not there.
-        DataError: the source cannot be read, is empty, or holds a row that is no user.
-        UnknownItemError: an item id is not in the catalog.
-        ArtifactError: the folder holds shards of another model, other settings or other rows.
+        ConfigurationError: A setting out of its range, or a column that is not there.
+        DataError: The source cannot be read, is empty, or holds a row that is no user.
+        UnknownItemError: An item id is not in the catalog.
+        ArtifactError: The folder holds shards of another model, other settings or other rows.
     """
-    if isinstance(rows_per_shard, bool) or not isinstance(rows_per_shard, int) or rows_per_shard < 1:
-        raise ConfigurationError(f"rows_per_shard must be an integer >= 1, got {rows_per_shard!r}")
-    if user_column in (ITEMS_COLUMN, SCORES_COLUMN):
-        raise ConfigurationError(f"user_column must not be a column of the lists, got {user_column!r}; rename it")
     recommend = partial(
         recommender.recommend, k=k, filter_seen=filter_seen, candidates=candidates, batch_size=batch_size
     )
     recommend([], on_unknown=on_unknown)  # checks the settings
     users = open_users(source, user_column, history_column)
-    if users.overlaps(Path(output_dir)):
-        raise ConfigurationError(f"output_dir must be apart from the source, got {str(output_dir)!r}; choose another")
-    state = launched_state()
-    settings = {
-        "made_by": made_by(recommender) if state.is_main_process else {},  # the main process alone compares them
-        "k": int(k),
-        "filter_seen": bool(filter_seen),
-        "candidates": None if candidates is None else sha256_of_json(sorted(set(map(str, candidates)))),
-        "rows_per_shard": rows_per_shard,
-        "user_column": user_column,
-        "history_column": history_column,
-    }
-    progress = show_progress_bar and state.is_main_process
+    _check_settings(users, Path(output_dir), rows_per_shard)
+    chosen = None if candidates is None else sha256_of_json(sorted(set(map(str, candidates))))
+    settings = {"k": int(k), "filter_seen": bool(filter_seen), "candidates": chosen, "rows_per_shard": rows_per_shard}
     columns = {user_column: Value("string"), ITEMS_COLUMN: List(Value("string")), SCORES_COLUMN: List(Value("float32"))}
-    job = _Job(
-        users,
-        ShardFolder(output_dir, Features(columns)),
-        recommender.items.index,
-        partial(recommend, on_unknown="ignore", show_progress_bar=progress),
-        on_unknown == "error",
-        state,
-    )
-    finished = job.on_main(lambda: job.folder.prepare(settings, overwrite))
-    with tqdm(total=users.rows, desc="recommending", unit="user", disable=not progress) as bar:
-        made = job.make(users.blocks(rows_per_shard), finished, bar)
-    records = finished | made
-    totals = _totals(records.values())
-    job.on_main(lambda: job.folder.finish(settings, records, {"source": users.description, **totals}))
-    report = BatchReport(shards=len(records), new_shards=len(made), unknown_examples=_examples(records), **totals)
-    if report.unknown_items and state.is_main_process:
-        logger.warning(
-            "%s items of %s users are not in the catalog and were left out, first %s",
-            *(f"{report.unknown_items:,}", f"{report.unknown_users:,}", ", ".join(report.unknown_examples)),
-        )
-    return report
+    folder = ShardFolder(output_dir, Features(columns))
+    recommend = partial(recommend, on_unknown="ignore")
+    job = _Job(recommender, recommend, users, folder, on_unknown == "error", launched_state())
+    return job.run(settings, overwrite, show_progress_bar)
 
 
-@dataclass(frozen=True)
+def made_by(recommender: LaserRecommender) -> dict[str, Any]:
+    """Return what tells one recommender's lists from another's, as JSON values.
+
+    These are the base model's name, revision, configuration and type, checksums of the user adapter, the item table,
+    the catalog and the ID recommender, and the settings of the index and the prompt.
+    """
+    base, frozen, index = recommender.base, recommender.id_recommender, recommender.index
+    adapter = get_peft_model_state_dict(recommender.model, adapter_name=USER_ADAPTER, save_embedding_layers=False)
+    known = {name: getattr(index, name) for name in ("kind", "parameters") if hasattr(index, name)}
+    return {
+        "base_model": base.name,
+        "base_model_revision": base.revision,
+        "base_model_fingerprint": base.fingerprint(),
+        "dtype": str(base.model.dtype),
+        "quantization": str(getattr(base.model, "quantization_method", None)),
+        "adapter": sha256_of_tensors(adapter, "{name} {shape} {dtype}\n"),
+        "item_table": recommender.table.checksum(),
+        "catalog": sha256_of_json([recommender.items.item_ids, recommender.items.attributes]),
+        "index": {"class": type(index).__name__, **known},
+        "recommender": None if frozen is None else frozen.content_hash(),
+        "template": json.loads(recommender.template.to_json()),
+        **asdict(recommender.settings.history),
+    }
+
+
+def _check_settings(users: UserSource, output_dir: Path, rows_per_shard: int) -> None:
+    if isinstance(rows_per_shard, bool) or not isinstance(rows_per_shard, int) or rows_per_shard < 1:
+        raise ConfigurationError(f"rows_per_shard must be an integer >= 1, got {rows_per_shard!r}")
+    name = users.columns[0]
+    if name in (ITEMS_COLUMN, SCORES_COLUMN):
+        raise ConfigurationError(f"user_column must not be a column of the lists, got {name!r}; rename it")
+    if users.overlaps(output_dir):
+        raise ConfigurationError(f"output_dir must be apart from the source, got {str(output_dir)!r}; choose another")
+
+
+@dataclass
 class _Job:
     """The blocks of a source and the shards they become."""
 
+    recommender: LaserRecommender
+    recommend: Callable[..., list[list[tuple[str, float]]]]  # leaves unknown items out
     source: UserSource
     folder: ShardFolder
-    catalog: Container[str]
-    recommend: Callable[[list[list[str]]], list[list[tuple[str, float]]]]  # leaves unknown items out
     stop_at_unknown: bool
     state: PartialState
 
-    def make(
+    def run(self, chosen: Mapping[str, Any], overwrite: bool, progress: bool) -> BatchReport:
+        """Make all shards that are missing, where those of other settings are not to be found."""
+        progress = progress and self.state.is_main_process
+        self.recommend = partial(self.recommend, show_progress_bar=progress)
+        settings = {
+            "made_by": made_by(self.recommender) if self.state.is_main_process else {},  # who alone compares them
+            **chosen,
+            "user_column": self.source.columns[0],
+            "history_column": self.source.columns[1],
+        }
+        finished = self._on_main(lambda: self.folder.prepare(settings, overwrite))
+        with tqdm(total=self.source.rows, desc="recommending", unit="user", disable=not progress) as bar:
+            made = self._make(self.source.blocks(chosen["rows_per_shard"]), finished, bar)
+        records = finished | made
+        totals = {"users": sum(record.rows for record in records.values())}
+        for name in ("cold_starts", "unknown_users", "unknown_items"):
+            totals[name] = sum(getattr(record, name) for record in records.values())
+        facts = {"source": self.source.description, **totals}
+        self._on_main(lambda: self.folder.finish(settings, records, facts))
+        examples = sorted({item for record in records.values() for item in record.unknown_examples})[:_EXAMPLES]
+        report = BatchReport(shards=len(records), new_shards=len(made), unknown_examples=tuple(examples), **totals)
+        if report.unknown_items and self.state.is_main_process:
+            counts = (f"{report.unknown_items:,}", f"{report.unknown_users:,}", ", ".join(examples))
+            logger.warning("%s items of %s users are not in the catalog and were left out, first %s", *counts)
+        return report
+
+    def _make(
         self, blocks: Iterable[UserBlock], finished: Mapping[int, ShardRecord], bar: "tqdm[Any]"
     ) -> dict[int, ShardRecord]:
         """Make this process's share of the missing shards; return those of all processes."""
@@ -178,7 +198,7 @@ class _Job:
 
     def _write(self, block: UserBlock) -> ShardRecord:
         users, histories = block.users()
-        unknown = [[item for item in history if item not in self.catalog] for history in histories]
+        unknown = [[item for item in history if item not in self.recommender.items.index] for history in histories]
         if self.stop_at_unknown and any(unknown):
             row = next(row for row, items in enumerate(unknown) if items)
             raise UnknownItemError(
@@ -210,7 +230,7 @@ class _Job:
                 "output_dir, or start again with overwrite=True"
             )
 
-    def on_main(self, work: Callable[[], Any]) -> Any:
+    def _on_main(self, work: Callable[[], Any]) -> Any:
         """Do something on the main process; what it returns or raises, all return or raise."""
         outcome: list[Any] = [None, None]
         if self.state.is_main_process:
@@ -222,13 +242,3 @@ class _Job:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
-
-
-def _examples(records: Mapping[int, ShardRecord]) -> tuple[str, ...]:
-    return tuple(sorted({item for record in records.values() for item in record.unknown_examples})[:_EXAMPLES])
-
-
-def _totals(records: Collection[ShardRecord]) -> dict[str, int]:
-    names = ("cold_starts", "unknown_users", "unknown_items")
-    counts = {name: sum(getattr(record, name) for record in records) for name in names}
-    return {"users": sum(record.rows for record in records), **counts}

@@ -21,36 +21,24 @@ STATE_FOLDER = ".recommendations"  # hidden: `datasets` would read any other fil
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
 
+_START_AGAIN = "choose another output_dir, or start again with overwrite=True"
 _SHARD = re.compile(r"part-\d{5}\.parquet")
 _MOST_SHARDS = 100_000  # beyond five digits the shards' names would no longer sort by number
 
 
 @dataclass(frozen=True)
 class UserCounts:
-    """What is counted of users.
+    """What is counted of users."""
 
-    Args:
-        cold_starts: users without a single item of the catalog, who get what an empty history gets.
-        unknown_users: users with items that are not in the catalog.
-        unknown_items: how many such items were left out, repeats included.
-        unknown_examples: a few of them.
-    """
-
-    cold_starts: int
-    unknown_users: int
-    unknown_items: int
-    unknown_examples: Sequence[str]
+    cold_starts: int  # without a single item of the catalog, who get what an empty history gets
+    unknown_users: int  # with items that are not in the catalog
+    unknown_items: int  # left out, repeats included
+    unknown_examples: Sequence[str]  # a few of them
 
 
 @dataclass(frozen=True)
 class ShardRecord(UserCounts):
-    """What is known of a finished shard, beside its counts.
-
-    Args:
-        rows: its users.
-        sha256: of the file.
-        source_sha256: of the rows it was made of.
-    """
+    """What is known of a finished shard beside its counts: rows, and digests of it and of the rows it was made of."""
 
     rows: int
     sha256: str
@@ -58,14 +46,10 @@ class ShardRecord(UserCounts):
 
 
 class ShardFolder:
-    """Shards `part-00000.parquet`, ... and the hidden `.recommendations/index.json`.
+    """Shards `part-00000.parquet`, ..., of some columns, and the hidden `.recommendations/index.json`.
 
     Every file is written under another name first, so that a kill leaves whole shards alone; the record of a shard is
     written before the shard, so that a shard is finished where its content is the one recorded.
-
-    Args:
-        folder: the folder; all processes see the same.
-        features: the columns of a shard.
     """
 
     def __init__(self, folder: str | Path, features: Features) -> None:
@@ -74,17 +58,13 @@ class ShardFolder:
         self.state = self.folder / STATE_FOLDER
 
     def prepare(self, settings: Mapping[str, Any], overwrite: bool = False) -> dict[int, ShardRecord]:
-        """Make the folder ready; one process calls this, the others wait for it.
+        """Make the folder ready, and return the finished shards by number; one process calls this, the others wait.
 
-        Args:
-            settings: JSON values of all that a shard's content follows from.
-            overwrite: remove the shards of an earlier run, whatever made them.
-
-        Returns:
-            The finished shards by number.
+        With `overwrite` the shards of an earlier run are removed, whatever made them.
 
         Raises:
-            ArtifactError: the folder holds shards of other settings, or files of something else.
+            ArtifactError: The folder holds shards of other settings (JSON values of all that a shard's content follows
+                from), or files of something else.
         """
         strangers = [name for name in self._visible() if not _SHARD.fullmatch(name)]  # not ours to remove
         if strangers:
@@ -106,24 +86,12 @@ class ShardFolder:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise ArtifactError(
                 f"{self.folder} must hold shards of the same settings, got others: {'; '.join(found[:5])}{more}; "
-                "choose another output_dir, or start again with overwrite=True"
+                f"{_START_AGAIN}"
             )
         return self._finished(index)
 
     def write(self, number: int, columns: Mapping[str, Sequence[Any]], **facts: Any) -> ShardRecord:
-        """Write a shard and its record.
-
-        Args:
-            number: from 0.
-            columns: its content.
-            facts: the rest of its record.
-
-        Returns:
-            The record.
-
-        Raises:
-            ConfigurationError: there are too many shards.
-        """
+        """Write a shard and its record, and return the latter; `facts` are what it holds beside rows and digest."""
         table = pa.table(dict(columns), schema=self.features.arrow_schema)
         with whole_file(self.path(number)) as partial:
             pq.write_table(table, partial)
@@ -132,12 +100,9 @@ class ShardFolder:
         return record
 
     def finish(self, settings: Mapping[str, Any], records: Mapping[int, ShardRecord], facts: Mapping[str, Any]) -> None:
-        """Write the index of a finished run, in place of the records; one process calls this.
+        """Write the index of a finished run, in place of all shards' records; one process calls this.
 
-        Args:
-            settings: as given to `prepare`.
-            records: all shards by number.
-            facts: what else the index tells, as JSON values.
+        `settings` are those that `prepare` took, `facts` what else the index tells, as JSON values.
         """
         shards = {self.path(number).name: asdict(records[number]) for number in sorted(records)}
         self._write_index({"settings": settings, "complete": True, **facts, "shards": shards})
@@ -145,7 +110,7 @@ class ShardFolder:
             self._record_path(number).unlink(missing_ok=True)
 
     def path(self, number: int) -> Path:
-        """Return where a shard is."""
+        """Return where a shard is; `ConfigurationError` where there are too many."""
         if number >= _MOST_SHARDS:
             raise ConfigurationError(f"rows_per_shard must give at most {_MOST_SHARDS} shards, got more; raise it")
         return self.folder / f"part-{number:05d}.parquet"
@@ -158,10 +123,11 @@ class ShardFolder:
                 found[f"{path.stem}.parquet"] = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:  # a machine that lost power
                 found.pop(f"{path.stem}.parquet", None)
-        whole: dict[str, ShardRecord] = {}
-        for name, record in sorted(found.items()):
-            if (self.folder / name).is_file() and sha256_of_file(self.folder / name) == record["sha256"]:
-                whole[name] = ShardRecord(**record)
+        whole = {
+            name: ShardRecord(**record)
+            for name, record in sorted(found.items())
+            if (self.folder / name).is_file() and sha256_of_file(self.folder / name) == record["sha256"]
+        }
         for name in self._visible():
             if name not in whole:
                 logger.warning("%s is not the shard that was written; it is made again", self.folder / name)
@@ -172,7 +138,6 @@ class ShardFolder:
 
     def _read_index(self, shard: str) -> dict[str, Any]:
         path = self.state / INDEX_FILE
-        what_next = "choose another output_dir, or start again with overwrite=True"
         try:
             index = dict(json.loads(path.read_text(encoding="utf-8")))
             version, index["settings"] = index["format_version"], dict(index["settings"])
@@ -183,10 +148,10 @@ class ShardFolder:
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
-                f"{path} must be the index of a run, got what cannot be read ({error}); {what_next}"
+                f"{path} must be the index of a run, got what cannot be read ({error}); {_START_AGAIN}"
             ) from error
         if version != FORMAT_VERSION:
-            raise ArtifactError(f"{path} must have format_version {FORMAT_VERSION}, got {version!r}; {what_next}")
+            raise ArtifactError(f"{path} must have format_version {FORMAT_VERSION}, got {version!r}; {_START_AGAIN}")
         return index
 
     def _write_index(self, content: Mapping[str, Any]) -> None:

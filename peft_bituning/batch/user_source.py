@@ -2,8 +2,6 @@
 
 import bisect
 import glob
-import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +16,7 @@ import pyarrow as pa  # what `datasets` reads and writes parquet with
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 
+from ..artifacts import sha256_of_json
 from ..data.values import as_id, shown
 from ..errors import ConfigurationError, DataError
 
@@ -29,19 +28,12 @@ _READ_AHEAD = 2**20  # bytes of a column read at once
 
 @dataclass(frozen=True)
 class UserBlock:
-    """Consecutive rows of a source, read when `users` is called.
+    """Consecutive rows of a source, read when `users` is called."""
 
-    Args:
-        number: its place among the blocks, from 0.
-        first: the source's row that it starts with, from 0.
-        rows: how many it holds.
-        users: reads and checks them: user ids, and item ids in time order, one list a user.
-    """
-
-    number: int
-    first: int
+    number: int  # its place among the blocks, from 0
+    first: int  # the source's row that it starts with, from 0
     rows: int
-    users: Callable[[], tuple[list[str], list[list[str]]]]
+    users: Callable[[], tuple[list[str], list[list[str]]]]  # user ids, and item ids in time order, checked
 
 
 def open_users(
@@ -49,14 +41,9 @@ def open_users(
 ) -> "UserSource":
     """Open what holds one row a user: an id and a list of item ids in time order.
 
-    Args:
-        source: parquet files (a path, a glob, a folder, or a list of them), a `Dataset`, or an `IterableDataset`.
-        user_column: column of the user id.
-        history_column: column of the item ids.
-
     Raises:
-        ConfigurationError: another kind of source, or a column that is not there.
-        DataError: no such file, or a file that is not parquet.
+        ConfigurationError: Another kind of source, or a column that is not there.
+        DataError: No such file, or a file that is not parquet.
     """
     if isinstance(source, Dataset | IterableDataset):
         return _DatasetUsers(source, user_column, history_column)
@@ -70,23 +57,13 @@ def open_users(
 
 
 class UserSource(ABC):
-    """Users, the same rows in the same order every time.
+    """Users, the same rows in the same order every time; `rows` of them, where that is known before reading."""
 
-    Args:
-        user_column: column of the user id.
-        history_column: column of the item ids.
-    """
-
-    #: How many rows there are, where that is known before reading.
     rows: int | None = None
+    description: dict[str, Any]  # what is known before reading, as JSON values
 
     def __init__(self, user_column: str, history_column: str) -> None:
         self.columns = (user_column, history_column)
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What is known of the source before it is read, as JSON values."""
-        return {"rows": self.rows}
 
     def overlaps(self, folder: Path) -> bool:
         """Say whether a folder holds files of the source, or lies in a folder that is searched for them."""
@@ -97,16 +74,10 @@ class UserSource(ABC):
         """Say where a row is, for messages."""
 
     def blocks(self, size: int) -> Iterator[UserBlock]:
-        """Read all rows, a block at a time; only the last can be shorter.
+        """Read all rows, a block of `size` at a time, in order; only the last can be shorter.
 
-        Args:
-            size: rows a block.
-
-        Yields:
-            The blocks in order. What nobody asks the `users` of is not turned into Python objects.
-
-        Raises:
-            DataError: a file that is damaged; from `users`, a row that is no user, by its place.
+        What nobody asks the `users` of is not turned into Python objects. A damaged file is a `DataError`; so is, from
+        `users`, a row that is no user, by its place.
         """
         first = 0
         for number, (rows, read) in enumerate(self._blocks(size)):
@@ -168,15 +139,12 @@ class _ParquetUsers(UserSource):
                 counts.append(file.metadata.num_rows)
         self.starts = [0, *accumulate(counts)]
         self.rows = self.starts[-1]
-
-    @property
-    def description(self) -> dict[str, Any]:
         root = os.path.commonpath([path.absolute().parent for path in self.paths])
         files = {
-            os.path.relpath(path.absolute(), root): {"bytes": path.stat().st_size, "rows": last - first}
-            for path, first, last in zip(self.paths, self.starts, self.starts[1:], strict=False)
+            os.path.relpath(path.absolute(), root): {"bytes": path.stat().st_size, "rows": rows}
+            for path, rows in zip(self.paths, counts, strict=True)
         }
-        return {"files": files, **super().description}
+        self.description = {"files": files, "rows": self.rows}
 
     def overlaps(self, folder: Path) -> bool:
         folder = folder.absolute()
@@ -218,8 +186,8 @@ class _DatasetUsers(UserSource):
         self.name = f"the {type(dataset).__name__}"
         if dataset.features is not None:
             self._check_columns(dataset.features, self.name)
-        if isinstance(dataset, Dataset):
-            self.rows = len(dataset)
+        self.rows = len(dataset) if isinstance(dataset, Dataset) else None
+        self.description = {"rows": self.rows}
 
     def place(self, row: int) -> str:
         return f"row {row} of {self.name} (the first is 0)"
@@ -237,7 +205,7 @@ class _DatasetUsers(UserSource):
 
 def block_digest(users: Sequence[str], histories: Sequence[Sequence[str]]) -> str:
     """Return the sha256 of a block's content, the same whatever kind of source it came from."""
-    return hashlib.sha256(json.dumps([users, histories]).encode()).hexdigest()
+    return sha256_of_json([users, histories])
 
 
 def _find_files(given: Sequence[str | Path]) -> list[Path]:
@@ -246,7 +214,8 @@ def _find_files(given: Sequence[str | Path]) -> list[Path]:
     for each in given:
         path = Path(each).expanduser()
         if path.is_dir():
-            files = [file for file in path.rglob("*.parquet") if not _is_hidden(file.relative_to(path))]
+            inside = ((file, file.relative_to(path).parts) for file in path.rglob("*.parquet"))
+            files = [file for file, parts in inside if not any(part.startswith((".", "__")) for part in parts)]
         else:
             files = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
             files = [path] if path.is_file() else files
@@ -261,12 +230,8 @@ def _find_files(given: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in path.parts)
-
-
 def _rows(batches: list[pa.RecordBatch]) -> list[dict[str, Any]]:
-    return [row for batch in batches for row in batch.to_pylist()]
+    return [row for batch in batches for row in batch.to_pylist()]  # files may differ in the types of their columns
 
 
 @contextmanager

@@ -1,28 +1,22 @@
 """The history encoder: prompts, the frozen ID recommender and the embedding model together."""
 
-import logging
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
-from itertools import chain, islice
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..block_file import BlockFile
 from ..data.collator import HistoryBatch, HistoryCollator
 from ..data.items import ItemCatalog
-from ..errors import ArtifactError, ConfigurationError, InputError
+from ..errors import ConfigurationError, InputError
+from ..launch import gathered, processes
 from ..recommenders.base import IDRecommender
 from ..tuners.rows.common_start import keep_starts
 from ..tuners.rows.embedding_model import EmbeddingModel
 from ..tuners.rows.outputs import BiTuningOutput
 from .history_settings import HistorySettings
-from .item_table import ItemTable, non_finite_rows
-
-logger = logging.getLogger(__name__)
+from .item_table import non_finite_rows
 
 CPU_TOKENS = 768  # text tokens a pass and thread: what a longer one holds is given back to the system and fetched anew
 
@@ -80,12 +74,7 @@ class HistoryEncoder:
         kind: str = "user",
         collaborative_histories: Sequence[Sequence[int]] | None = None,
     ) -> tuple[BiTuningOutput, HistoryBatch]:
-        """Run one batch, with gradients where they are enabled.
-
-        Args:
-            histories: catalog indices in time order, one sequence a row.
-            kind: `user` or `item`.
-            collaborative_histories: what the recommender reads in place of the histories, to see what it matters.
+        """Run one batch, with gradients where they are enabled; `inputs` says of what.
 
         Returns:
             The model's output and the batch it came from.
@@ -102,9 +91,9 @@ class HistoryEncoder:
         """Make the model's inputs of one batch: the text, and what the recommender says of the histories.
 
         Args:
-            histories: catalog indices in time order, one sequence a row.
+            histories: Catalog indices in time order, one sequence a row.
             kind: `user` or `item`.
-            collaborative_histories: see `forward`.
+            collaborative_histories: What the recommender reads in place of the histories, to see what it matters.
 
         Returns:
             `input_ids`, `attention_mask` [B, T] and, with a recommender, `collaborative_embeds` [B, N, C] and
@@ -135,52 +124,45 @@ class HistoryEncoder:
         """Encode many histories, in batches of similar length.
 
         Args:
-            histories: catalog indices in time order, one sequence a row.
+            histories: Catalog indices in time order, one sequence a row.
             kind: `user` or `item`.
-            distributed: share the work with all processes, every one of which must call this with the same rows.
-            progress: show a progress bar.
-            description: its label.
-            collaborative_histories: see `forward`.
-            batch_size: rows per forward pass at most; None is the encoder's own.
+            distributed: Share the work with all processes, every one of which must call this with the same rows.
+            progress: Show a progress bar.
+            description: Its label.
+            collaborative_histories: See `inputs`.
+            batch_size: Rows per forward pass at most; None is the encoder's own.
 
         Returns:
             [M, D] float32 on the CPU, in the order given; the same on every process.
 
         Raises:
-            InputError: an embedding that is not finite.
+            InputError: An embedding that is not finite.
         """
+        world, rank = processes() if distributed else (1, 0)
+        lengths = [self.collator.length(history, kind) for history in histories]
+        batches = self._passes(lengths, world, batch_size or self.batch_size)
+        mine = batches[rank::world]
+        if hasattr(self.model, "unshard") and len(mine) * world < len(batches):
+            mine.append(batches[0])  # FSDP2: a forward pass gathers weights from all processes
+        found: list[tuple[list[int], Tensor]] = []  # rows and their embeddings
+        bar = tqdm(total=sum(map(len, mine)), desc=description, unit="row", disable=not progress, leave=False)
         was_training = self.model.training
         self.model.train(False)
-        world, rank = _processes() if distributed else (1, 0)
-        batches = self._passes(
-            [self.collator.length(history, kind) for history in histories], world, batch_size or self.batch_size
-        )
-        mine = batches[rank::world]
-        idle = -(-len(batches) // world) - len(mine) if hasattr(self.model, "unshard") else 0
-        result: Tensor | None = None
         try:
-            bar = tqdm(total=sum(map(len, mine)), desc=description, unit="row", disable=not progress, leave=False)
             with bar, keep_starts():
                 for batch in mine:
                     others = collaborative_histories and [collaborative_histories[row] for row in batch]
                     output, _ = self.forward([histories[row] for row in batch], kind, others)
-                    embeddings = output["pooler_output"].float().cpu()
-                    if result is None:
-                        result = embeddings.new_empty(len(histories), embeddings.shape[1])
-                    result[batch] = embeddings
+                    found.append((batch, output["pooler_output"].float().cpu()))
                     bar.update(len(batch))
-                for batch in batches[:idle]:  # FSDP2: a forward pass gathers weights from all processes
-                    self.forward([histories[row] for row in batch], kind)
         finally:
             self.model.train(was_training)
-        if world > 1:
-            own = [row for batch in mine for row in batch]
-            for rows, embeddings in _gathered([(own, None if result is None else result[own])]):
-                if rows:
-                    result = embeddings.new_empty(len(histories), embeddings.shape[1]) if result is None else result
-                    result[rows] = embeddings
-        if result is None:
+        found = gathered(found) if world > 1 else found
+        if not found:
             return torch.zeros(0, 0)
+        result = found[0][1].new_empty(len(histories), found[0][1].shape[1])
+        for batch, embeddings in found:
+            result[batch] = embeddings
         bad = non_finite_rows(result)
         if bad:
             raise InputError(
@@ -203,108 +185,10 @@ class HistoryEncoder:
         return passes
 
     def encode_items(self, num_items: int, first: int = 0, distributed: bool = False, progress: bool = False) -> Tensor:
-        """Encode catalog items as one-item histories.
-
-        Args:
-            num_items: how many.
-            first: catalog index of the first.
-            distributed: see `encode`.
-            progress: show a progress bar.
+        """Encode `num_items` catalog items from `first` on as one-item histories, as `encode` does.
 
         Returns:
             [num_items, D].
         """
         histories = [[index] for index in range(first, first + num_items)]
         return self.encode(histories, "item", distributed, progress, "encoding items")
-
-    def encode_items_into(
-        self, blocks: BlockFile, autocast: torch.dtype | None = None, progress: bool = False
-    ) -> ItemTable:
-        """Encode catalog items block by block into a mapped table; what a run before this one finished is kept.
-
-        Where several processes run, all of them must call this: each encodes blocks of its own, all wait, and each
-        maps the whole table. A model in shards (FSDP2) is run by all processes on every block.
-
-        Args:
-            blocks: the folder, and which items, as `table_blocks` gives it.
-            autocast: forward passes under `torch.autocast` in this type; it becomes part of the table's identity.
-                None leaves them in the model's own type.
-            progress: show a progress bar of this process's items.
-
-        Returns:
-            The table, in its file; nothing of it is held in memory.
-
-        Raises:
-            ArtifactError: the folder holds a table of another identity, size or type.
-            InputError: an embedding that is not finite.
-        """
-        world, rank = _processes()
-        if autocast is not None:
-            identity = {**blocks.origin["identity"], "autocast": str(autocast).removeprefix("torch.")}
-            blocks = replace(blocks, origin={**blocks.origin, "identity": identity})
-        found = _unless_damaged(blocks.begun())
-        file = found or blocks
-        whole = _gathered([] if found is None else sorted(found.finished(range(file.num_blocks)[rank::world])))
-        missing = sorted(set(range(file.num_blocks)).difference(whole))
-        logger.info("%d of %d blocks are there, %d are encoded", len(whole), file.num_blocks, len(missing))
-        together = hasattr(self.model, "unshard")  # FSDP2: a forward pass gathers weights from all processes
-        mine = missing if together else missing[rank::world]
-        total = sum(len(file.rows(block)) for block in mine)
-        with tqdm(total=total, desc="encoding items", unit="row", disable=not progress) as bar:
-            encoded = ((block, self._encode_block(file, block, together, autocast, progress)) for block in mine)
-            first = list(islice(encoded, 1))
-            widths = _gathered([rows.shape[1] for _, rows in first])  # known now, and the file is made
-            if found is None:
-                file = replace(blocks, shape=(blocks.shape[0], widths[0]))
-                if rank == 0:
-                    file.create()
-            _gathered([])
-            file.check()
-            for block, rows in chain(first, encoded):
-                if rank == 0 or not together:
-                    file.write(block, rows, rank)
-                bar.update(len(rows))
-        _gathered([])
-        return ItemTable.load(file.path, file.shape[0])
-
-    def _encode_block(
-        self, file: BlockFile, block: int, distributed: bool, autocast: torch.dtype | None, progress: bool
-    ) -> Tensor:
-        """Encode the items of a block to rows of length 1, in the type of the file."""
-        first = file.origin["first_item"]
-        items = [first + row for row in file.rows(block)]
-        prompts = self.collator.prompts
-        encoder = self.over(prompts.items)  # anew for every block: it keeps the tokens of each item that it ever saw
-        label = f"items {items[0]} to {items[-1]}"
-        with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
-            embeddings = encoder.encode([[item] for item in items], "item", distributed, progress, label)
-        for name, count in encoder.collator.prompts.counts.items():
-            prompts.counts[name] += count
-        return ItemTable.from_embeddings(embeddings).embeddings.to(getattr(torch, file.dtype))
-
-
-def _unless_damaged(file: BlockFile | None) -> BlockFile | None:
-    """Return a table's file; None where it is truncated, to be made again."""
-    try:
-        if file is not None:
-            file.check()
-    except ArtifactError as error:
-        logger.warning("the item table is damaged and is made again: %s", error)
-        return None
-    return file
-
-
-def _gathered(values: list[Any]) -> list[Any]:
-    """Return the values of all processes, first to last; they wait for one another here."""
-    world, _ = _processes()
-    if world == 1:
-        return values
-    shares: list[list[Any]] = [[] for _ in range(world)]
-    torch.distributed.all_gather_object(shares, values)  # accelerate's own gathers nothing where it saw no device
-    return [value for share in shares for value in share]
-
-
-def _processes() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size(), torch.distributed.get_rank()
-    return 1, 0

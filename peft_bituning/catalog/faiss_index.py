@@ -1,7 +1,4 @@
-"""Nearest items by cosine in large catalogs: faiss finds them, the table scores them. Needs `pip install faiss-cpu`.
-
-Shapes: `B` queries, `D` width, `I` catalog items, `k` results, `F` found by faiss.
-"""
+"""Nearest items by cosine in large catalogs: faiss finds them, the table scores them. Needs `pip install faiss-cpu`."""
 
 from collections.abc import Collection, Iterator, Sequence
 from math import isqrt
@@ -21,7 +18,6 @@ MAX_PARAMETER = 1 << 16
 CENTROIDS_A_BYTE = 256
 ROWS_A_CENTROID = 39  # faiss's own least for k-means
 
-#: What `faiss.index_factory` makes of each kind.
 FACTORY_STRINGS = {"hnsw": "HNSW{M},Flat", "ivf_flat": "IVF{nlist},Flat", "ivf_pq": "IVF{nlist},PQ{code_size}"}
 
 
@@ -34,15 +30,11 @@ class FaissIndex(ItemIndex):
 
     What faiss finds is scored anew against the embeddings, in float32, and sorted as `ExactIndex` sorts: an item may be
     missing, but no score is approximate, and ties among the found go to the lower catalog index. The same embeddings,
-    parameters and seed give the same index.
-
-    Candidates are searched exactly, among their rows alone; so is the whole catalog for queries that faiss finds fewer
-    than k items for although more are left, and where k and the excluded are half of the catalog. As many more are
-    asked of faiss as are excluded.
+    parameters and seed give the same index. Candidates are searched exactly; so is the whole catalog for queries that
+    faiss finds fewer than k items for although more are left, and where k and the excluded are half of the catalog.
 
     Args:
-        embeddings: `[I, D]` item embeddings of any length, in any float type; they are kept as they are and may be
-            mapped from a file.
+        embeddings: `[I, D]` item embeddings of any length and float type, kept as they are, also mapped from a file.
         kind: `hnsw`, `ivf_flat` or `ivf_pq`.
         seed: Of the graph's levels or of the clusters.
         **parameters: In place of the defaults by I and D, which `parameters` holds afterwards. `hnsw`: `M` (neighbours
@@ -52,8 +44,7 @@ class FaissIndex(ItemIndex):
 
     Raises:
         InputError: The shape is not `[I, D]`, or a row is not finite (the first such rows are named).
-        ConfigurationError: faiss is not installed, the kind or a parameter is unknown or out of its range, or there
-            are too few items for `ivf_pq`.
+        ConfigurationError: faiss is missing, `kind` or a parameter is out of its range, or I too small for `ivf_pq`.
     """
 
     def __init__(self, embeddings: Tensor, kind: str = "hnsw", seed: int = 0, **parameters: int) -> None:
@@ -68,7 +59,7 @@ class FaissIndex(ItemIndex):
 
     def _search(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
         if items is not None:
-            return self._search_blocks(queries, k, exclude, items)
+            return super()._search(queries, k, exclude, items)
         left_out = [np.unique(np.array(list(row), dtype=np.int64)) for row in exclude]
         scores = queries.new_full((len(queries), k), float("-inf"))
         indices = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
@@ -85,7 +76,7 @@ class FaissIndex(ItemIndex):
                 pending = pending[(found >= 0).sum(1) < possible]
         if len(pending):
             few = [exclude[int(row)] for row in pending]
-            scores[pending], indices[pending] = self._search_blocks(queries[pending], k, few, None)
+            scores[pending], indices[pending] = super()._search(queries[pending], k, few, None)
         return scores, indices
 
     def _blocks(self, queries: Tensor, items: Tensor | None) -> Iterator[TopK]:
@@ -94,7 +85,7 @@ class FaissIndex(ItemIndex):
             yield cosines(queries, normalised("embeddings", self.embeddings[rows])), rows
 
     def _scored(self, queries: Tensor, found: np.ndarray, k: int) -> TopK:
-        """Score what was found `[B, F]`, -1 for nothing, and keep the k best."""
+        """Score the F items found for each query, `[B, F]`, -1 for nothing, and keep the k best."""
         ascending = torch.from_numpy(np.sort(found, axis=1)).to(queries.device)
         rows_a_time = max(1, MAX_GATHERED // (found.shape[1] * queries.shape[1]))
         parts = []
@@ -111,11 +102,9 @@ class FaissIndex(ItemIndex):
         faiss = _import_faiss()
         if self.kind == "hnsw":
             return [faiss.SearchParametersHNSW(efSearch=max(self.parameters["efSearch"], wanted))]
-        efforts, nprobe = [], self.parameters["nprobe"]
-        while nprobe < self.parameters["nlist"]:
-            efforts.append(faiss.SearchParametersIVF(nprobe=nprobe))
-            nprobe *= 4
-        return [*efforts, faiss.SearchParametersIVF(nprobe=self.parameters["nlist"])]
+        nprobe, nlist = self.parameters["nprobe"], self.parameters["nlist"]
+        probed = [nprobe * 4**step for step in range(nlist.bit_length()) if nprobe * 4**step < nlist]
+        return [faiss.SearchParametersIVF(nprobe=clusters) for clusters in [*probed, nlist]]
 
     def _empty_index(self, seed: int) -> Any:
         """Make faiss's index; its clusters are trained, but it holds no row yet."""
@@ -141,21 +130,15 @@ class FaissIndex(ItemIndex):
 
 
 def measured_recall(index: ItemIndex, exact: ItemIndex, queries: Tensor, k: int = 10) -> float:
-    """Measure how much of the exact top k an index finds.
+    """Measure how much of the exact top k an index finds, from 0 to 1.
 
     `recall@k = mean over queries of |found and exact| / |exact|`
 
     Args:
         index: The index to be measured.
         exact: An `ExactIndex` over the same embeddings.
-        queries: `[B, D]`, at least one; users, best of all.
+        queries: `[B, D]`, at least one, or it is a `ConfigurationError`; users, best of all.
         k: Number of results.
-
-    Returns:
-        The mean, from 0 to 1.
-
-    Raises:
-        ConfigurationError: There is no query.
     """
     if not len(queries):
         raise ConfigurationError("queries must have at least one row to measure recall, got none")
@@ -192,23 +175,21 @@ def _parameters(kind: str, num_items: int, width: int, given: dict[str, int]) ->
         raise ConfigurationError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
     unknown = sorted(given.keys() - kinds[kind].keys())
     if unknown:
-        raise ConfigurationError(
-            f"parameters of {kind} must be among {', '.join(kinds[kind])}, got {', '.join(unknown)}"
-        )
+        names = ", ".join(kinds[kind])
+        raise ConfigurationError(f"parameters of {kind} must be among {names}, got {', '.join(unknown)}")
     parameters = {**kinds[kind], **given}
-    limits = {"nlist": num_items, "code_size": width}
+    limits = {"M": (2, MAX_PARAMETER), "nlist": (1, num_items), "code_size": (1, width)}
     for name, value in parameters.items():
-        least, most = 2 if name == "M" else 1, limits.get(name, MAX_PARAMETER)
+        least, most = limits.get(name, (1, MAX_PARAMETER))
         if not least <= value <= most:
             raise ConfigurationError(f"{name} must be from {least} to {most}, got {value!r}")
     if "nprobe" in parameters:
         parameters["nprobe"] = min(parameters["nprobe"], parameters["nlist"])
-    if kind == "ivf_pq":
-        if width % parameters["code_size"]:
-            raise ConfigurationError(f"code_size must divide the width {width}, got {parameters['code_size']!r}")
-        if num_items < CENTROIDS_A_BYTE:
-            raise ConfigurationError(
-                f"ivf_pq must have at least {CENTROIDS_A_BYTE} items to learn its codes from, got {num_items}; "
-                "take ExactIndex"
-            )
+    if width % parameters.get("code_size", 1):
+        raise ConfigurationError(f"code_size must divide the width {width}, got {parameters['code_size']!r}")
+    if kind == "ivf_pq" and num_items < CENTROIDS_A_BYTE:
+        raise ConfigurationError(
+            f"ivf_pq must have at least {CENTROIDS_A_BYTE} items to learn its codes from, got {num_items}; take "
+            "ExactIndex"
+        )
     return parameters

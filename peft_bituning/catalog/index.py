@@ -1,34 +1,30 @@
-"""Nearest items by cosine: what all indexes share, and the exact one.
-
-Shapes: `B` queries, `D` width, `I` catalog items, `k` results.
-"""
+"""Nearest items by cosine, for B queries the k best of I items: what all indexes share, and the exact one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from functools import reduce
 from math import isfinite
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigurationError, InputError
+from ..metrics.ranking import check_indices
 from .item_table import chunks
 
 TopK = tuple[Tensor, Tensor]  # scores and catalog indices
 
 
 class ItemIndex(ABC):
-    """A table of item embeddings that answers top-k queries over the catalog.
-
-    Args:
-        embeddings: `[I, D]`; they are kept as they are.
+    """A table of item embeddings `[I, D]`, kept as they are, that answers top-k queries over the catalog.
 
     Raises:
         InputError: The shape is not `[I, D]`.
     """
 
-    #: Queries scored at once.
-    chunk_size: int = 256
+    chunk_size: int = 256  # queries scored at once
 
     def __init__(self, embeddings: Tensor) -> None:
         if embeddings.ndim != 2 or 0 in embeddings.shape:
@@ -56,8 +52,8 @@ class ItemIndex(ABC):
             candidates: Only these catalog indices are searched, for all queries; `None` is the whole catalog.
 
         Returns:
-            Scores `[B, k]` (float32, descending) and catalog indices `[B, k]` (int64). Where fewer than k items are
-            left, the rest holds score -inf and index -1.
+            Scores (float32, descending) and catalog indices (int64), `[B, k]` both; where fewer than k items are left,
+            the rest holds score -inf and index -1.
 
         Raises:
             InputError: Shapes do not fit, an index lies outside the catalog, or a query is not finite.
@@ -71,26 +67,19 @@ class ItemIndex(ABC):
         exclude = [()] * len(queries) if exclude is None else exclude
         if len(exclude) != len(queries):
             raise InputError(f"exclude must have one entry for each of the {len(queries)} queries, got {len(exclude)}")
-        left_out = torch.tensor([item for row in exclude for item in row], dtype=torch.long)
+        check_indices("exclude", np.array([item for row in exclude for item in row], dtype=np.int64), num_items)
         items = None
         if candidates is not None:
             items = torch.as_tensor(candidates, dtype=torch.long, device=self.embeddings.device).flatten().unique()
-        for name, indices in (("exclude", left_out), ("candidates", items)):
-            outside = [] if indices is None else indices[(indices < 0) | (indices >= num_items)].tolist()
-            if outside:
-                raise InputError(f"{name} must be catalog indices from 0 to {num_items - 1}, got {outside[:5]}")
+            check_indices("candidates", items.cpu().numpy(), num_items)
         return self._search(normalised("queries", queries.to(self.embeddings.device)), k, exclude, items)
-
-    @abstractmethod
-    def _search(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
-        """Search for queries of length 1 among some items, ascending, or among all."""
 
     @abstractmethod
     def _blocks(self, queries: Tensor, items: Tensor | None) -> Iterator[TopK]:
         """Yield scores [B, n] of n items after the other, and their catalog indices [n]."""
 
-    def _search_blocks(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
-        """Search exactly, for some queries after the other."""
+    def _search(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
+        """Search exactly for queries of length 1 among some items, ascending, or among all."""
         found = []
         for start in range(0, max(1, len(queries)), self.chunk_size):
             rows = slice(start, start + self.chunk_size)
@@ -109,8 +98,7 @@ class ExactIndex(ItemIndex):
             too, and other float types are brought to float32 a chunk at a time; else a normalised copy is made, in
             which a zero row keeps score 0.
         chunk_size: Queries scored at once.
-        item_chunk_size: Items scored at once: `[chunk_size, item_chunk_size]` scores are held at a time, never
-            `[chunk_size, I]`.
+        item_chunk_size: Items scored at once, so that `[chunk_size, item_chunk_size]` scores are held.
 
     Raises:
         InputError: The shape is not `[I, D]`, or a row is not finite (the first such rows are named).
@@ -126,9 +114,6 @@ class ExactIndex(ItemIndex):
             self.embeddings = normalised("embeddings", self.embeddings)
         self.chunk_size = chunk_size
         self.item_chunk_size = item_chunk_size
-
-    def _search(self, queries: Tensor, k: int, exclude: Sequence[Collection[int]], items: Tensor | None) -> TopK:
-        return self._search_blocks(queries, k, exclude, items)
 
     def _blocks(self, queries: Tensor, items: Tensor | None) -> Iterator[TopK]:
         for first in range(0, len(self), self.item_chunk_size):
@@ -153,18 +138,10 @@ def cosines(queries: Tensor, items: Tensor) -> Tensor:
 
 
 def normalised(name: str, vectors: Tensor, first: int = 0) -> Tensor:
-    """Scale vectors to length 1; zeros stay zeros.
-
-    Args:
-        name: What they are, for the message.
-        vectors: `[rows, D]`, any float dtype.
-        first: Number of the first row, for the message.
-
-    Returns:
-        `[rows, D]` float32.
+    """Scale vectors `[rows, D]` to length 1, in float32; zeros stay zeros.
 
     Raises:
-        InputError: A row is not finite (the first such rows are named).
+        InputError: A row of `name`, whose first row here is number `first`, is not finite (the first such are named).
     """
     vectors = vectors.detach().float()
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
@@ -176,24 +153,16 @@ def normalised(name: str, vectors: Tensor, first: int = 0) -> Tensor:
 
 
 def best_of(scores: Tensor, items: Tensor, k: int) -> TopK:
-    """Keep the k best scores of each row, ties to the first column.
+    """Keep the k best scores `[B, k]` of each row and their catalog indices, ties to the first column.
 
-    Args:
-        scores: `[B, n]` without NaN, -inf for what is left out.
-        items: `[n]` or `[B, n]` catalog indices.
-        k: Number of results.
-
-    Returns:
-        Scores and catalog indices `[B, k]`; where fewer are left, the rest holds score -inf and index -1.
+    Scores `[B, n]` are without NaN, -inf for what is left out, of items `[n]` or `[B, n]`. Where fewer than k are left,
+    the rest holds score -inf and index -1.
     """
     best, columns = _stable_top_k(scores, min(k, scores.shape[1]))
     indices = items[columns] if items.ndim == 1 else items.gather(1, columns)
     if best.shape[1] < k:
         missing = (0, k - best.shape[1])
-        best, indices = (
-            torch.nn.functional.pad(best, missing, value=float("-inf")),
-            torch.nn.functional.pad(indices, missing),
-        )
+        best, indices = F.pad(best, missing, value=float("-inf")), F.pad(indices, missing)
     return best, indices.masked_fill(best == float("-inf"), -1)
 
 

@@ -19,25 +19,13 @@ CHUNK_BYTES = 4 << 20
 
 
 def chunks(rows: Tensor) -> Iterator[Tensor]:
-    """Cut rows into views of at most 4 MiB, so that memory need not hold a second table.
-
-    Args:
-        rows: [I, D], on any device.
-
-    Yields:
-        [<= I, D], in order.
-    """
+    """Cut rows [I, D] into views of at most 4 MiB, in order, so that memory need not hold a second table."""
     row_bytes = max(1, rows[:1].numel() * rows.element_size())
     yield from rows.split(max(1, CHUNK_BYTES // row_bytes))
 
 
 def non_finite_rows(rows: Tensor, limit: int = 10) -> list[int]:
-    """Return the first rows that hold NaN or infinity.
-
-    Args:
-        rows: [I, D], on any device.
-        limit: so many at most.
-    """
+    """Return the first rows of [I, D] that hold NaN or infinity, so many at most."""
     found: list[int] = []
     first = 0
     for chunk in chunks(rows):
@@ -62,16 +50,10 @@ class ItemTable:
 
     @classmethod
     def from_embeddings(cls, embeddings: Tensor) -> "ItemTable":
-        """Normalise item embeddings once, so that a dot product with a unit vector is a cosine.
-
-        Args:
-            embeddings: [I, D], any float dtype.
-
-        Returns:
-            The table.
+        """Normalise item embeddings [I, D] once, so that a dot product with a unit vector is a cosine.
 
         Raises:
-            InputError: not [I, D], or a row that is not finite.
+            InputError: Not [I, D], or a row that is not finite.
         """
         if embeddings.ndim != 2:
             raise InputError(f"item embeddings must be [I, D], got {list(embeddings.shape)}")
@@ -85,14 +67,7 @@ class ItemTable:
         return self.embeddings.shape[0]
 
     def scores(self, users: Tensor) -> Tensor:
-        """Return the cosine of every user with every item (paper Eq. 3).
-
-        Args:
-            users: [B, D], any length.
-
-        Returns:
-            [B, I] float32.
-        """
+        """Return the cosine of every user with every item (paper Eq. 3), [B, I] float32, of users [B, D]."""
         users = F.normalize(users.float(), dim=-1)
         if self.embeddings.dtype == torch.float32:
             return users @ self.embeddings.to(users.device).T
@@ -104,16 +79,10 @@ class ItemTable:
         return scores
 
     def extended(self, embeddings: Tensor) -> "ItemTable":
-        """Return the table with more items at its end.
-
-        Args:
-            embeddings: [J, D], any length.
-
-        Returns:
-            A table of I + J items, of the same type.
+        """Return the table with more items [J, D], of any length, at its end; its type stays.
 
         Raises:
-            InputError: another width, or a row that is not finite.
+            InputError: Another width, or a row that is not finite.
         """
         new = self.from_embeddings(embeddings).embeddings.to(self.embeddings)
         if new.shape[1] != self.embeddings.shape[1]:
@@ -140,14 +109,11 @@ class ItemTable:
         """Map a table: its rows stay in the file, the system reads them in and drops them as memory allows.
 
         Args:
-            path: a file that `save` wrote.
+            path: A file that `save` wrote.
             num_items: I, checked where given.
 
-        Returns:
-            The table.
-
         Raises:
-            ArtifactError: the file is missing or damaged, or its tensor has another name, type or number of items, or
+            ArtifactError: The file is missing or damaged, or its tensor has another name, type or number of items, or
                 holds a row that is not finite.
         """
         try:
@@ -157,25 +123,17 @@ class ItemTable:
                 f"the item table {path.name} cannot be read ({error}); it is missing or damaged, download or "
                 "save the folder again"
             ) from error
+        rows = tensors.get(TENSOR_NAME, torch.empty(0))
         if set(tensors) != {TENSOR_NAME}:
-            raise ArtifactError(
-                f"the item table {path.name} must hold one tensor `embeddings`, got {', '.join(sorted(tensors))}; save "
-                "the folder again"
-            )
-        embeddings = tensors[TENSOR_NAME]
-        if embeddings.ndim != 2 or embeddings.dtype not in TYPES:
-            raise ArtifactError(
-                f"the item table {path.name} must be [I, D] {' or '.join(map(str, TYPES))}, got "
-                f"{list(embeddings.shape)} {embeddings.dtype}; save the folder again"
-            )
-        if num_items is not None and len(embeddings) != num_items:
-            raise ArtifactError(
-                f"the item table {path.name} must have {num_items} rows, one an item, got {len(embeddings)}; catalog "
-                "and table are from two saves, save or download the folder again"
-            )
-        if non_finite_rows(embeddings):
-            raise ArtifactError(
-                f"the item table {path.name} must be finite, got NaN or infinity; it is unfinished or "
-                "overflowed, encode it again"
-            )
-        return cls(embeddings)
+            rule = f"hold one tensor `embeddings`, got {', '.join(sorted(tensors))}; save the folder again"
+        elif rows.ndim != 2 or rows.dtype not in TYPES:
+            types = " or ".join(map(str, TYPES))
+            rule = f"be [I, D] {types}, got {list(rows.shape)} {rows.dtype}; save the folder again"
+        elif num_items not in (None, len(rows)):
+            two_saves = "catalog and table are from two saves, save or download the folder again"
+            rule = f"have {num_items} rows, one an item, got {len(rows)}; {two_saves}"
+        elif non_finite_rows(rows):
+            rule = "be finite, got NaN or infinity; it is unfinished or overflowed, encode it again"
+        else:
+            return cls(rows)
+        raise ArtifactError(f"the item table {path.name} must {rule}")

@@ -1,8 +1,7 @@
 """Full ranking of held-out targets over the whole catalog."""
 
 from .catalog_ranks import catalog_ranks
-from .evaluator import HistoryScorer, RankingReport, evaluate_ranking, history_scorer, rank_batches
-from .users import rank_users
+from .evaluator import HistoryScorer, RankingReport, evaluate_ranking, history_scorer, rank_batches, rank_users
 
 __all__ = [
     "HistoryScorer",

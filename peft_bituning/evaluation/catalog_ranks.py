@@ -1,7 +1,4 @@
-"""Ranks of targets among the whole catalog, straight from embeddings: the score matrix is never whole.
-
-Shapes: `B` rows, `D` width, `I` catalog items.
-"""
+"""Ranks of targets among the whole catalog, straight from embeddings: the score matrix [B, I] is never whole."""
 
 from collections.abc import Collection, Sequence
 from math import isqrt
@@ -36,8 +33,7 @@ def catalog_ranks(
         users: `[B, D]`, any length.
         table: The item table.
         targets: `[B]` catalog indices.
-        seen: For each row the catalog indices to leave out (duplicates allowed). A target among them counts as last
-            place, rank `I`.
+        seen: For each row the catalog indices to leave out (duplicates allowed). A target among them is ranked I.
         max_scores: Scores of one tile; two tiles are in memory.
 
     Returns:
@@ -107,8 +103,7 @@ def _tile_shape(num_rows: int, num_items: int, max_scores: int) -> tuple[int, in
 def _counts(users: Tensor, table: ItemTable, band: int, width: int, targets: _Cells, seen: _Cells) -> Tensor:
     """Count, for each row of a band of tiles, the other items above its target and level with it.
 
-    Returns:
-        `[5, rows]` int64: whether a score is NaN, items greater, items equal, and how many of these two are seen.
+    Of `[5, rows]` int64 the first says whether a score is NaN; then items greater and equal, and how many are seen.
     """
     chunks = range(targets.tiles_a_band)
     target_scores = torch.empty(len(users), 1, device=users.device)

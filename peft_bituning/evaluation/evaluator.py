@@ -1,7 +1,4 @@
-"""Full ranking over the catalog, seen items left in and left out at once.
-
-Shapes: `B` rows of a batch, `N` history length, `I` catalog items, `U` evaluated users.
-"""
+"""Full ranking of I items for U users, seen items left in and left out at once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +9,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.samples import HistoryAndTarget
+from ..catalog.encoder import HistoryEncoder
+from ..catalog.item_table import ItemTable
+from ..data.samples import HistoryAndTarget, Sample
 from ..errors import ConfigurationError, InputError
 from ..metrics import ranking_metrics, standard_errors, target_ranks
 from ..recommenders import pad_histories
-from .catalog_ranks import MAX_SCORES
+from .catalog_ranks import MAX_SCORES, catalog_ranks
+
+USERS_A_PASS = 1024
 
 
 class HistoryRecommender(Protocol):
@@ -35,13 +36,9 @@ SampleT = TypeVar("SampleT", bound=HistoryAndTarget)
 
 @dataclass(frozen=True, eq=False)
 class RankingReport:
-    """Ranks of the targets in both filter modes.
+    """Ranks `[U]` float64 of the targets among all items, and among those that are not in the user's history.
 
-    Args:
-        ranks_unfiltered: `[U]` float64, the target among all items.
-        ranks_filtered: `[U]` float64, the target among the items that are not in the user's history; a target that is
-            in it counts as last place.
-        k: Length of the list that counts for recall and NDCG.
+    A target that is in it counts as last place. `k` is the length of the list that counts for recall and NDCG.
 
     Raises:
         InputError: The two do not have the same shape `[U]`.
@@ -62,18 +59,13 @@ class RankingReport:
         """Return the metrics with their standard errors, `sd / sqrt(U)`, in both filter modes.
 
         Returns:
-            `{"unfiltered": {"recall@10": .., "recall@10_se": .., "ndcg@10": .., "ndcg@10_se": .., "mrr": ..,
-            "mrr_se": ..}, "filtered": {..}, "users": U}`.
-
-        Raises:
-            InputError: There is no user.
+            `{"unfiltered": {"recall@10": .., "recall@10_se": .., "ndcg@10": .., ..}, "filtered": {..}, "users": U}`.
         """
-        both = {"unfiltered": self.ranks_unfiltered, "filtered": self.ranks_filtered}
-        report: dict[str, Any] = {
-            mode: {**ranking_metrics(ranks, self.k), **standard_errors(ranks, self.k)} for mode, ranks in both.items()
-        }
-        report["users"] = len(self.ranks_unfiltered)
-        return report
+        unfiltered, filtered = (
+            {**ranking_metrics(ranks, self.k), **standard_errors(ranks, self.k)}
+            for ranks in (self.ranks_unfiltered, self.ranks_filtered)
+        )
+        return {"unfiltered": unfiltered, "filtered": filtered, "users": len(self.ranks_unfiltered)}
 
 
 def rank_batches(
@@ -85,22 +77,9 @@ def rank_batches(
     progress: bool = False,
     description: str = "",
 ) -> RankingReport:
-    """Rank every sample's target, a batch at a time.
+    """Rank every sample's target, a batch at a time; what is not said here is as in `evaluate_ranking`.
 
-    Args:
-        rank: Ranks of up to `batch_size` samples, `[B]` with seen items left in and `[B]` with them left out.
-        samples: Samples with `history` and `target`.
-        batch_size: Samples ranked at once.
-        k: Length of the list that counts for recall and NDCG.
-        progress: Show a bar.
-        description: Its label.
-
-    Returns:
-        Ranks in the order of the samples.
-
-    Raises:
-        ConfigurationError: `batch_size` or `k` is below 1.
-        InputError: There is no sample, or what `rank` raises.
+    `rank` gives the ranks of up to `batch_size` samples, `[B]` with seen items left in and `[B]` with them left out.
     """
     for name, value in (("batch_size", batch_size), ("k", k)):
         if value < 1:
@@ -123,7 +102,7 @@ def evaluate_ranking(
     progress: bool = False,
     description: str = "",
 ) -> RankingReport:
-    """Rank every sample's target among the whole catalog; one `[B, I]` batch of scores is held at a time.
+    """Rank every sample's target among the whole catalog, ties mid-rank; one `[B, I]` batch of scores is held.
 
     Args:
         score: Scores of all catalog items for up to `batch_size` samples, `[B, I]`. One that says its `num_items`, as
@@ -133,9 +112,6 @@ def evaluate_ranking(
         k: Length of the list that counts for recall and NDCG.
         progress: Show a bar.
         description: Its label.
-
-    Returns:
-        Ranks in the order of the samples, mid-rank ties.
 
     Raises:
         ConfigurationError: `batch_size` or `k` is below 1.
@@ -148,10 +124,44 @@ def evaluate_ranking(
         seen = [set(sample.history) for sample in batch]
         return target_ranks(scores, targets), target_ranks(scores, targets, seen)
 
-    num_items = getattr(score, "num_items", None)
-    if num_items:
-        batch_size = min(batch_size, max(1, MAX_SCORES // num_items))
-    return rank_batches(rank, samples, batch_size=batch_size, k=k, progress=progress, description=description)
+    at_most = max(1, MAX_SCORES // (getattr(score, "num_items", None) or 1))
+    size = min(batch_size, at_most)
+    return rank_batches(rank, samples, batch_size=size, k=k, progress=progress, description=description)
+
+
+def rank_users(
+    encoder: HistoryEncoder,
+    samples: Sequence[Sample],
+    table: ItemTable,
+    progress: bool = False,
+    description: str = "evaluating",
+    swap_collaborative: bool = False,
+) -> RankingReport:
+    """Rank the whole catalog for users; every process must call it, and all get the same report.
+
+    Args:
+        encoder: Holds the weights to rank with.
+        samples: One row per user.
+        table: The item table.
+        progress: Show a progress bar.
+        description: Its label.
+        swap_collaborative: Give every user the collaborative embeddings of another, to see what they matter.
+    """
+    table = table.to(encoder.device)
+    generator = torch.Generator().manual_seed(0)
+
+    def rank(batch: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
+        histories = [sample.history for sample in batch]
+        others = None
+        if swap_collaborative:
+            # Rolled along a random cycle: nobody keeps their own.
+            cycle = torch.randperm(len(batch), generator=generator).tolist()
+            other_of = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+            others = [histories[other_of[row]] for row in range(len(batch))]
+        users = encoder.encode(histories, "user", True, progress, description, others)
+        return catalog_ranks(users.to(encoder.device), table, [sample.target for sample in batch], histories)
+
+    return rank_batches(rank, samples, batch_size=USERS_A_PASS)
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ class HistoryScorer:
     """Scores samples by their histories, for `evaluate_ranking`.
 
     Args:
-        recommender: Scores the catalog for histories.
+        recommender: An ID recommender, `Popularity` or `ItemKNN`: what scores the catalog for histories.
         device: Where the histories are put; `None` is the CPU.
     """
 
@@ -178,13 +188,5 @@ class HistoryScorer:
 
 
 def history_scorer(recommender: HistoryRecommender, device: torch.device | str | None = None) -> HistoryScorer:
-    """Make the `score` argument of `evaluate_ranking` from a recommender over histories.
-
-    Args:
-        recommender: An ID recommender, `Popularity` or `ItemKNN`.
-        device: Where the histories are put; `None` is the CPU.
-
-    Returns:
-        A function from samples to `[B, I]` scores, which knows I.
-    """
+    """Return a `HistoryScorer`, the `score` argument of `evaluate_ranking`, from a recommender over histories."""
     return HistoryScorer(recommender, device)

@@ -16,45 +16,28 @@ def export_embeddings(
     batch_size: int = 32,
     show_progress_bar: bool = False,
 ) -> None:
-    """Write one row an item of the catalog, or one a user: the id, the embedding and what made it.
+    """Write one row per item of the catalog, or one per user of `histories` (item ids in time order by user id).
 
     Columns: `id`, `embedding` (D float32 of length 1: their inner product is the score), `base_model`,
     `base_model_revision`, `item_table` (the checksum of the item table: embeddings of users and items fit each other
-    where it is the same).
-
-    Args:
-        recommender: a trained recommender.
-        path: the file.
-        histories: item ids in time order by user id; None exports the catalog.
-        batch_size: users a forward pass.
-        show_progress_bar: show one.
-
-    Raises:
-        UnknownItemError: an id is not in the catalog.
+    where it is the same). An id that is not in the catalog is an `UnknownItemError`.
     """
     if histories is None:
         ids = list(recommender.items.item_ids)
         embeddings = recommender.table.embeddings.cpu().numpy()
     else:
         ids = list(histories)
+        given = [list(history) for history in histories.values()]
         embeddings = recommender.encode_users(
-            [list(histories[user]) for user in ids],
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-            normalize_embeddings=True,
+            given, batch_size=batch_size, show_progress_bar=show_progress_bar, normalize_embeddings=True
         )
     made_by = {
         "base_model": recommender.base.name,
         "base_model_revision": recommender.base.revision,
         "item_table": recommender.table.checksum(),
     }
-    features = Features(
-        {
-            "id": Value("string"),
-            "embedding": List(Value("float32"), length=embeddings.shape[1]),
-            **{name: Value("string") for name in made_by},
-        }
-    )
+    features = {"id": Value("string"), "embedding": List(Value("float32"), length=embeddings.shape[1])}
+    features |= {name: Value("string") for name in made_by}
     columns = {"id": ids, "embedding": embeddings, **{name: [value] * len(ids) for name, value in made_by.items()}}
     with whole_file(path) as temporary:
-        Dataset.from_dict(columns, features=features).to_parquet(str(temporary))
+        Dataset.from_dict(columns, features=Features(features)).to_parquet(str(temporary))

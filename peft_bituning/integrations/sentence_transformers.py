@@ -14,10 +14,8 @@ from ..serving.recommender import LaserRecommender
 class RecommenderModule(InputModule):
     """Embeds item ids and histories of item ids, in process: the vectors are `LaserRecommender`'s own.
 
-    A string is an item; a list of strings is a user's history, and an empty one a cold start.
-
-    Args:
-        recommender: the trained recommender; it stays on its device.
+    A string is an item; a list of strings is a user's history, and an empty one a cold start. The trained recommender
+    stays on its device.
     """
 
     def __init__(self, recommender: LaserRecommender) -> None:
@@ -26,18 +24,7 @@ class RecommenderModule(InputModule):
         self.tokenizer = recommender.base.tokenizer
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """Tell items from histories.
-
-        Args:
-            inputs: item ids, or histories.
-            prompt: not taken; the recommender has its own template.
-
-        Returns:
-            `items` or `histories`.
-
-        Raises:
-            InputError: items beside histories, or a prompt.
-        """
+        """Tell items from histories; both at once, or a prompt, are an `InputError`."""
         if prompt:
             raise InputError(f"prompt must be empty, the recommender has its own template, got {prompt!r}")
         are_items = {isinstance(each, str) for each in inputs}
@@ -46,17 +33,7 @@ class RecommenderModule(InputModule):
         return {"items" if are_items == {True} else "histories": list(inputs)}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Embed a batch.
-
-        Args:
-            features: from `preprocess`.
-
-        Returns:
-            The same with `sentence_embedding` [B, D].
-
-        Raises:
-            UnknownItemError: an id is not in the catalog.
-        """
+        """Embed a batch from `preprocess`: the same with `sentence_embedding` [B, D]."""
         if "items" in features:
             embeddings = self.recommender.encode_items(features["items"], batch_size=len(features["items"]))
         else:
@@ -68,11 +45,7 @@ class RecommenderModule(InputModule):
         return int(self.recommender.table.embeddings.shape[1])
 
     def save(self, *_: Any, **__: Any) -> None:
-        """Refuse: a folder of sentence-transformers could not hold the adapter, the recommender and the catalog.
-
-        Raises:
-            UnsupportedOperationError: always.
-        """
+        """Refuse: a folder of sentence-transformers could not hold adapter, recommender and catalog."""
         raise UnsupportedOperationError(
             "a recommender is not saved as a SentenceTransformer; use LaserRecommender.save_pretrained, and make this "
             "module again from LaserRecommender.from_pretrained"
@@ -80,12 +53,5 @@ class RecommenderModule(InputModule):
 
 
 def as_sentence_transformer(recommender: LaserRecommender) -> SentenceTransformer:
-    """Wrap a recommender, so that `encode` and `similarity` take item ids and histories.
-
-    Args:
-        recommender: a trained recommender.
-
-    Returns:
-        The `SentenceTransformer`.
-    """
+    """Wrap a trained recommender, so that `encode` and `similarity` take item ids and histories."""
     return SentenceTransformer(modules=[RecommenderModule(recommender)], device="cpu")

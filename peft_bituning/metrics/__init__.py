@@ -19,12 +19,8 @@ def path() -> str:
 def load(**arguments: Any) -> "Metric":
     """Load this package's `evaluate` module from its installed script; no network is used.
 
-    Args:
-        arguments: Passed to `evaluate.load`, for instance `num_process` and `experiment_id`.
-
-    Returns:
-        The module: `load().compute(predictions=scores, references=targets, k=10, seen=None)` gives
-        `{"recall@10": .., "ndcg@10": .., "mrr": ..}`.
+    `load().compute(predictions=scores, references=targets, k=10, seen=None)` gives
+    `{"recall@10": .., "ndcg@10": .., "mrr": ..}`. The arguments are those of `evaluate.load`, such as `num_process`.
     """
     import evaluate  # here, because it takes a second to import
 

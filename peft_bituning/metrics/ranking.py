@@ -1,7 +1,4 @@
-"""Ranks of targets among the whole catalog, and the metrics made of them.
-
-Shapes: `B` rows, `U` evaluated users, `I` catalog items.
-"""
+"""Ranks of targets among the whole catalog of I items, and the metrics over U users made of them."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
@@ -19,18 +16,14 @@ def target_ranks(
     targets: ArrayLike,
     seen: Sequence[Collection[int]] | None = None,
 ) -> np.ndarray:
-    """Rank each row's target among all items, best first, ties counted half.
+    """Rank each row's target among all items, `[B]` float64 from 1 to `I`, best first, ties counted half.
 
     `rank = 1 + #{others with a greater score} + 0.5 * #{others with the same score}`
 
     Args:
         scores: `[B, I]` real numbers, numpy or torch; infinities are allowed, NaN is not.
         targets: `[B]` catalog indices.
-        seen: For each row the catalog indices to leave out of the ranking (duplicates allowed). A target among them
-            counts as last place, rank `I`.
-
-    Returns:
-        `[B]` float64 ranks from 1 to `I`.
+        seen: For each row the catalog indices to leave out (duplicates allowed). A target among them is ranked I.
 
     Raises:
         InputError: Shapes do not fit, a target or seen index lies outside the catalog, or a score is NaN.
@@ -89,33 +82,18 @@ def ranking_metrics(ranks: ArrayLike, k: int = 10) -> dict[str, float]:
 
 
 def standard_errors(ranks: ArrayLike, k: int = 10) -> dict[str, float]:
-    """Return the standard errors over users of what `ranking_metrics` averages.
+    """Return the standard errors over users of what `ranking_metrics` averages, from the same arguments.
 
     `se = sd / sqrt(U)`, with the population's standard deviation, so that one user gives 0.
 
-    Args:
-        ranks: `[U]` ranks from 1, as `target_ranks` returns them.
-        k: Length of the list that counts for recall and NDCG.
-
     Returns:
         `{"recall@<k>_se": .., "ndcg@<k>_se": .., "mrr_se": ..}`.
-
-    Raises:
-        InputError: As `ranking_metrics`.
     """
     return {f"{name}_se": float(values.std() / np.sqrt(values.size)) for name, values in user_gains(ranks, k).items()}
 
 
 def seen_cells(seen: Sequence[Collection[int]], num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and catalog indices of what is left out, each item of a row once.
-
-    Args:
-        seen: For each row its catalog indices (duplicates allowed).
-        num_items: Catalog size I.
-
-    Raises:
-        InputError: An index lies outside the catalog.
-    """
+    """Return rows and catalog indices of what is left out, each item of a row once; refuse what is outside of I."""
     rows = [np.unique(np.array(list(row), dtype=np.int64)) for row in seen]
     items = np.concatenate([np.empty(0, dtype=np.int64), *rows])
     check_indices("seen", items, num_items)
@@ -123,14 +101,7 @@ def seen_cells(seen: Sequence[Collection[int]], num_items: int) -> tuple[np.ndar
 
 
 def refuse_nan(is_nan: np.ndarray) -> None:
-    """Refuse scores that are NaN.
-
-    Args:
-        is_nan: `[B]`, whether a row of scores holds one.
-
-    Raises:
-        InputError: One does.
-    """
+    """Refuse scores of which rows `[B]` hold NaN."""
     rows = np.flatnonzero(is_nan)
     if rows.size:
         raise InputError(
@@ -140,16 +111,7 @@ def refuse_nan(is_nan: np.ndarray) -> None:
 
 
 def check_indices(name: str, indices: np.ndarray, num_items: int) -> None:
-    """Refuse indices that lie outside the catalog.
-
-    Args:
-        name: What they are, for the message.
-        indices: Integers.
-        num_items: Catalog size I.
-
-    Raises:
-        InputError: One lies outside.
-    """
+    """Refuse integers, called `name` in the message, that lie outside of a catalog of I items."""
     outside = indices[(indices < 0) | (indices >= num_items)]
     if outside.size:
         raise InputError(
@@ -159,17 +121,10 @@ def check_indices(name: str, indices: np.ndarray, num_items: int) -> None:
 
 
 def user_gains(ranks: ArrayLike, k: int = 10) -> dict[str, np.ndarray]:
-    """Return each user's share in what `ranking_metrics` averages.
-
-    Args:
-        ranks: `[U]` ranks from 1, as `target_ranks` returns them.
-        k: Length of the list that counts for recall and NDCG.
+    """Return each user's share in what `ranking_metrics` averages, from the same arguments.
 
     Returns:
         `[U]` float64 by the metrics' names.
-
-    Raises:
-        InputError: As `ranking_metrics`.
     """
     rank_array = _to_numpy(ranks).astype(np.float64)
     if rank_array.ndim != 1 or rank_array.size == 0:

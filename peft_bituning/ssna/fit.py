@@ -9,20 +9,14 @@ import torch
 from ..base_models import BaseModel, load_base_model
 from ..data import Interactions, LeaveOneOut, PromptTemplate
 from ..recommenders import FitReport, fit_recommender
-from .caching import ITEM_TEXT, cache_item_states
-from .config import SSNAConfig
-from .item_states import ItemStates
-from .model import SSNA
+from .item_states import ITEM_TEXT, ItemStates, cache_item_states
+from .model import SSNA, SSNAConfig
 
 STATES_FOLDER = "states"
 
 
 def default_ssna_arguments() -> dict[str, Any]:
-    """Return the keyword arguments of `fit_recommender` that did best on validation.
-
-    Returns:
-        A new dict.
-    """
+    """Return the keyword arguments of `fit_recommender` that did best on validation, as a new dict."""
     return {"epochs": 200, "batch_size": 512, "learning_rate": 1e-3, "weight_decay": 0.0, "patience": 10}
 
 
@@ -47,28 +41,21 @@ def fit_ssna(
     given loaded stays in memory as long as the caller holds it.
 
     Args:
-        interactions: The users' histories and the catalog; the last item of each is left for testing, the last but one
-            decides when to stop.
+        interactions: As `config`, `fit_arguments` and what is returned, see `train_ssna`.
         base_model: The frozen language model, by name or loaded.
         output_dir: Takes the model's files and, beside them, the states.
-        config: Sizes, pooling and seed; None takes the defaults.
+        config: See there.
         template: How an item is put into words.
         states_dtype: Type of the cached states.
-        states_batch_size: Items a forward pass of the language model.
+        states_batch_size: Items per forward pass of the language model.
         states_dir: Where the states are kept, for several runs to share; None is `output_dir/states`.
         overwrite_states: Replace states of another origin.
         progress: Show bars.
-        device: Where the language model runs and the side network is trained; None is the CPU, or where a loaded
-            model is.
-        fit_arguments: Changes to `default_ssna_arguments`, as `fit_recommender` takes them, such as `epochs`.
-
-    Returns:
-        The trained model in evaluation mode, saved in `output_dir`, and what happened in training.
+        device: Where both models run; None is the CPU, or where a loaded language model is.
+        fit_arguments: See there.
 
     Raises:
-        ConfigurationError: A setting is out of its range.
-        ArtifactError: The folder of the states holds some of another origin.
-        NonFiniteLossError: The loss is NaN or infinite.
+        ArtifactError: The folder of the states holds some of another origin; else as `train_ssna`.
     """
     config = config or SSNAConfig()
     folder = Path(output_dir)
@@ -97,9 +84,6 @@ def train_ssna(
     states: ItemStates,
     output_dir: str | Path,
     config: SSNAConfig | None = None,
-    *,
-    progress: bool = False,
-    device: torch.device | str | None = None,
     **fit_arguments: Any,
 ) -> tuple[SSNA, FitReport]:
     """Train the side network on states that are there, without a language model, and save it.
@@ -110,8 +94,6 @@ def train_ssna(
         states: Those of the catalog's items, as `cache_item_states` makes them.
         output_dir: Takes the model's files.
         config: Sizes, pooling and seed; None takes the defaults.
-        progress: Show bars.
-        device: Where the side network is trained; None is the CPU.
         fit_arguments: Changes to `default_ssna_arguments`, as `fit_recommender` takes them, such as `epochs`.
 
     Returns:
@@ -125,8 +107,6 @@ def train_ssna(
     split = LeaveOneOut(interactions.histories)
     model = SSNA.from_states(states, config)
     settings = {"seed": config.seed, **default_ssna_arguments(), **fit_arguments}
-    report = fit_recommender(
-        model, split.train_sequences, split.samples("valid"), progress=progress, device=device, **settings
-    )
+    report = fit_recommender(model, split.train_sequences, split.samples("valid"), **settings)
     model.save_pretrained(output_dir)
     return model, report

@@ -1,7 +1,4 @@
-"""The side network: adapters beside the language model, chained over its cached states.
-
-Shapes: `J` items, `a` layers, `D` width of the states, `C` width of the item embeddings.
-"""
+"""The side network: adapters beside the language model, chained over the states of J items in its top a layers."""
 
 from collections.abc import Iterable, Sequence
 
@@ -31,20 +28,12 @@ class SideAdapter(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, hidden: Tensor) -> Tensor:
-        """Add what this layer says to what the layers below said.
-
-        Args:
-            states: `[J, D]`, the frozen states of this layer.
-            hidden: `[J, D]`, h_{j-1}.
-
-        Returns:
-            `[J, D]`, h_j.
-        """
+        """Add what this layer says of its states `[J, D]` to h_{j-1} `[J, D]`, what the layers below said."""
         return hidden + self.up(self.dropout(functional.gelu(self.down(self.norm(states) + hidden))))
 
 
 class SideNetwork(nn.Module):
-    """Item embeddings from the states of the top a layers, lowest layer first, `h_0 = 0`.
+    """Item embeddings `[J, C]` from the states of the top a layers, lowest layer first, `h_0 = 0`.
 
     `e = W LayerNorm(h_a)`: the network reads states and never runs the language model.
 
@@ -68,14 +57,10 @@ class SideNetwork(nn.Module):
 
     @torch.no_grad()
     def start(self, states: Tensor, chunk_size: int) -> None:
-        """Set the weights training starts from, at a scale that does not depend on D.
+        """Set the weights training starts from by the catalog's states `[I, a, D]`, `chunk_size` items at once.
 
-        Every norm standardises its layer over the catalog (see `standardise`); the adapters keep the scale of what
-        they read, and the item embeddings have a deviation of about 0.1.
-
-        Args:
-            states: `[I, a, D]`, the catalog's.
-            chunk_size: Items read at once.
+        Every norm standardises its layer over the catalog (see `standardise`); the adapters keep the scale of what they
+        read, and the item embeddings have a deviation of about 0.1, whatever D is.
         """
         for place, adapter in enumerate(self.adapters):
             standardise(adapter.norm, (piece[:, place] for piece in states.split(chunk_size)))
@@ -86,14 +71,7 @@ class SideNetwork(nn.Module):
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Embed items.
-
-        Args:
-            states: `[J, a, D]` float32.
-
-        Returns:
-            `[J, C]`.
-        """
+        """Embed items by their states `[J, a, D]` float32, `[J, C]`."""
         hidden = torch.zeros_like(states[:, 0])
         for adapter, layer in zip(self.adapters, states.unbind(1), strict=True):
             hidden = adapter(layer, hidden)
@@ -102,14 +80,10 @@ class SideNetwork(nn.Module):
 
 @torch.no_grad()
 def standardise(norm: nn.LayerNorm, pieces: Iterable[Tensor]) -> None:
-    """Start a norm so that over the catalog each of its outputs has mean 0 and variance 1.
+    """Start a norm so that over the catalog's vectors `[any, D]`, in pieces, its outputs have mean 0 and variance 1.
 
     What a language model says of all items alike is most of its states (97 % of their length for SmolLM2-135M); taken
     off from the start, training need not spend its first epochs on it.
-
-    Args:
-        norm: A norm with weight and bias, of width D; both are set.
-        pieces: The catalog's vectors `[any, D]`, in pieces.
     """
     count, total, squares = 0, torch.zeros(1), torch.zeros(1)
     for piece in pieces:

@@ -13,7 +13,7 @@ from ..catalog.item_table import ItemTable
 from ..catalog.item_tables import TABLES, encode_table
 from ..data.samples import LeaveOneOut, Sample
 from ..errors import CheckpointError, InputError, NonFiniteLossError
-from ..evaluation.users import rank_users
+from ..evaluation import rank_users
 from .arguments import LaserArguments
 from .checkpoint import Checkpoint, CheckpointStore
 from .resumable import ResumableTraining

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ import torch
 from datasets import Dataset, IterableDataset, load_dataset
 
 from peft_bituning import LaserRecommender
-from peft_bituning.batch.batch_recommendation import recommend_parquet
-from peft_bituning.batch.provenance import made_by
+from peft_bituning.batch.batch_recommendation import made_by, recommend_parquet
+from peft_bituning.catalog import ExactIndex
 from peft_bituning.errors import ArtifactError, ConfigurationError, DataError, UnknownItemError
 
 pytestmark = pytest.mark.timeout(900)  # processes of their own
@@ -451,3 +451,37 @@ def test_progress(
     recommend_parquet(recommender, users, tmp_path / "loud", show_progress_bar=True, **SETTINGS)
     shown = capsys.readouterr().err
     assert re.search(r"recommending: 100%.* 23/23", shown) and "encoding users" in shown
+
+
+# ---------------------------------------------------------------------- what made the lists
+
+
+class Approximate(ExactIndex):
+    """An index with settings."""
+
+    kind = "graph"
+
+    def __init__(self, embeddings: torch.Tensor, neighbours: int) -> None:
+        super().__init__(embeddings)
+        self.parameters = {"neighbours": neighbours}
+
+
+def test_made_by_tells_recommenders_apart(trained) -> None:
+    before = made_by(trained.recommender)
+    assert json.loads(json.dumps(before)) == before
+    assert (before["base_model"], before["dtype"]) == ("tiny-llama", "torch.float32")
+    again = LaserRecommender.from_pretrained(trained.folder, base_model=trained.base_folder, device="cpu")
+    assert made_by(again) == before
+    again.add_items([{"item_id": "new1", "title": "Gold ladder", "brand": "Acme", "category": "tools"}])
+    changed = {name for name, value in made_by(again).items() if value != before[name]}
+    assert changed == {"catalog", "item_table"}
+    again = LaserRecommender.from_pretrained(trained.folder, base_model=trained.base_folder, device="cpu")
+    again.settings = replace(again.settings, max_history=3)
+    assert {name for name, value in made_by(again).items() if value != before[name]} == {"max_history"}
+    half = LaserRecommender.from_pretrained(
+        trained.folder, base_model=trained.base_folder, device="cpu", dtype=torch.bfloat16
+    )
+    assert made_by(half)["dtype"] == "torch.bfloat16"
+    assert before["index"] == {"class": "ExactIndex"}
+    half.index = Approximate(half.table.embeddings, 8)
+    assert made_by(half)["index"] == {"class": "Approximate", "kind": "graph", "parameters": {"neighbours": 8}}

@@ -151,6 +151,7 @@ def kills(saved: Path, base_model: Path, work: Path) -> None:
     import torch
 
     from peft_bituning import LaserRecommender
+    from peft_bituning.catalog import encode_items_into
 
     torch.set_num_threads(1)
     encoder = encoder_of(LaserRecommender.from_pretrained(saved, base_model=base_model, device="cpu"))
@@ -160,12 +161,12 @@ def kills(saved: Path, base_model: Path, work: Path) -> None:
 
         def go_on(folder: Path = folder, result: Path = result) -> None:
             seen = watch_items()
-            table = encoder.encode_items_into(blocks_in(folder))
+            table = encode_items_into(encoder, blocks_in(folder))
             result.write_text(json.dumps({"items": seen, "checksum": table.checksum()}))
 
         def die(folder: Path = folder, install: Callable[[], None] = install) -> None:
             install()
-            encoder.encode_items_into(blocks_in(folder))
+            encode_items_into(encoder, blocks_in(folder))
 
         status = fork(die)
         before = finished(folder)
@@ -188,6 +189,7 @@ def processes(saved: Path, base_model: Path, work: Path) -> None:
     from accelerate.utils import DistributedType
 
     from peft_bituning import LaserRecommender
+    from peft_bituning.catalog import encode_items_into
     from peft_bituning.training.sharding import prepare_model
 
     torch.set_num_threads(1)
@@ -206,7 +208,7 @@ def processes(saved: Path, base_model: Path, work: Path) -> None:
             damaged[-12 * 32 * 4] ^= 1  # item 14 of 26: of block 3
             blocks.path.write_bytes(damaged)
         accelerator.wait_for_everyone()
-        table = encoder.encode_items_into(blocks)
+        table = encode_items_into(encoder, blocks)
         outcomes.append({"items": list(seen), "checksum": table.checksum()})
         seen.clear()
         accelerator.wait_for_everyone()

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from peft_bituning import LaserRecommender
 from peft_bituning.base_models import BaseModel
 from peft_bituning.block_file import BlockFile
-from peft_bituning.catalog import HistoryEncoder, ItemTable, table_blocks
+from peft_bituning.catalog import HistoryEncoder, ItemTable, encode_items_into, table_blocks
 from peft_bituning.catalog.history_settings import HistorySettings
 from peft_bituning.data import PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
@@ -203,7 +203,7 @@ def encoded(monkeypatch) -> list[int]:
 def test_blocks_of_any_size_are_the_whole_table(encoder, tmp_path_factory, size: int, items: int, first: int) -> None:
     items = min(items, 12 - first)
     blocks = table_blocks(tmp_path_factory.mktemp("blocks"), items, {}, size, first_item=first)
-    found = encoder.encode_items_into(blocks).embeddings
+    found = encode_items_into(encoder, blocks).embeddings
     expected = ItemTable.from_embeddings(encoder.encode_items(items, first)).embeddings
     # Which items share a batch decides the order of some sums, and so the last bits.
     assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
@@ -211,12 +211,12 @@ def test_blocks_of_any_size_are_the_whole_table(encoder, tmp_path_factory, size:
 
 def test_a_second_run_encodes_only_what_is_missing(encoder, encoded, tmp_path, caplog) -> None:
     blocks = table_blocks(tmp_path / "table", 12, {"weights": "a"}, block_size=5)
-    kept = encoder.encode_items_into(blocks).embeddings.clone()
+    kept = encode_items_into(encoder, blocks).embeddings.clone()
     assert sorted(encoded) == list(range(12))
 
     def again(size: int = 5) -> list[int]:
         encoded.clear()
-        assert torch.equal(encoder.encode_items_into(replace(blocks, block_size=size)).embeddings, kept)
+        assert torch.equal(encode_items_into(encoder, replace(blocks, block_size=size)).embeddings, kept)
         return sorted(encoded)
 
     before = {path.name: path.stat().st_mtime_ns for path in blocks.folder.iterdir()}
@@ -235,19 +235,19 @@ def test_a_second_run_encodes_only_what_is_missing(encoder, encoded, tmp_path, c
 
 def test_a_table_of_other_weights_is_refused(encoder, encoded, tmp_path) -> None:
     blocks = table_blocks(tmp_path, 12, {"weights": "a"}, block_size=5)
-    encoder.encode_items_into(blocks)
+    encode_items_into(encoder, blocks)
     encoded.clear()
     with pytest.raises(ArtifactError, match="of another origin: identity.weights was 'a' and is 'b'; give another"):
-        encoder.encode_items_into(table_blocks(tmp_path, 12, {"weights": "b"}))
+        encode_items_into(encoder, table_blocks(tmp_path, 12, {"weights": "b"}))
     with pytest.raises(ArtifactError, match="identity.autocast was None and is 'bfloat16'"):
-        encoder.encode_items_into(blocks, autocast=torch.bfloat16)
+        encode_items_into(encoder, blocks, autocast=torch.bfloat16)
     for other, message in (
         (table_blocks(tmp_path, 11, {"weights": "a"}), r"shape was \[12\] and is \[11\]"),
         (table_blocks(tmp_path, 12, {"weights": "a"}, first_item=1), "first_item was 0 and is 1"),
         (table_blocks(tmp_path, 12, {"weights": "a"}, dtype=torch.bfloat16), "dtype was 'float32' and is 'bfloat16'"),
     ):
         with pytest.raises(ArtifactError, match=message):
-            encoder.encode_items_into(other)
+            encode_items_into(encoder, other)
     assert encoded == []
 
 
@@ -255,7 +255,7 @@ def test_a_table_of_somebody_else_is_not_overwritten(encoder, encoded, tmp_path)
     table = ItemTable.from_embeddings(torch.ones(12, 4))
     table.save(tmp_path / "item_table.safetensors")
     with pytest.raises(ArtifactError, match="holds item_table.safetensors but no origin.json, so it was not made here"):
-        encoder.encode_items_into(table_blocks(tmp_path, 12, {}))
+        encode_items_into(encoder, table_blocks(tmp_path, 12, {}))
     assert encoded == [] and ItemTable.load(tmp_path / "item_table.safetensors").checksum() == table.checksum()
 
 
@@ -264,7 +264,7 @@ def test_rows_of_another_width_are_not_mixed(encoder, encoded, tmp_path) -> None
     narrow = replace(table_blocks(tmp_path, 12, {}, block_size=5), shape=(12, 4))
     narrow.create()
     with pytest.raises(InputError, match=r"embeddings of block 0 must be \[5, 4\] float32, got \[5, 32\]"):
-        encoder.encode_items_into(table_blocks(tmp_path, 12, {}))
+        encode_items_into(encoder, table_blocks(tmp_path, 12, {}))
 
 
 def test_an_unfinished_table_is_not_loaded(encoder, tmp_path, monkeypatch) -> None:
@@ -278,7 +278,7 @@ def test_an_unfinished_table_is_not_loaded(encoder, tmp_path, monkeypatch) -> No
 
     monkeypatch.setattr(BlockFile, "write", stop)
     with pytest.raises(KeyboardInterrupt):
-        encoder.encode_items_into(blocks)
+        encode_items_into(encoder, blocks)
     with pytest.raises(ArtifactError, match="must be finite, got NaN or infinity; it is unfinished"):
         ItemTable.load(blocks.path)
 
@@ -302,16 +302,18 @@ def test_bfloat16_is_near_float32(encoder, trained, tmp_path) -> None:
     exact = ItemTable.from_embeddings(encoder.encode_items(12)).embeddings
     whole = table_blocks(tmp_path / "whole", 12, {}, block_size=5)
     halves = table_blocks(tmp_path / "halves", 12, {}, block_size=5, dtype=torch.bfloat16)
-    under_autocast = encoder.encode_items_into(whole, autocast=torch.bfloat16).embeddings
-    stored = encoder.encode_items_into(halves).embeddings
-    smallest = encoder.encode_items_into(replace(halves, folder=tmp_path / "both"), autocast=torch.bfloat16).embeddings
+    under_autocast = encode_items_into(encoder, whole, autocast=torch.bfloat16).embeddings
+    stored = encode_items_into(encoder, halves).embeddings
+    smallest = encode_items_into(encoder, replace(halves, folder=tmp_path / "both"), autocast=torch.bfloat16).embeddings
     base = LlamaForCausalLM.from_pretrained(trained.base_folder, dtype=torch.bfloat16)
     tokenizer = trained.recommender.base.tokenizer
     loaded = LaserRecommender.from_pretrained(
         trained.folder, base_model=BaseModel(base, tokenizer, "tiny-llama", is_local=True), device="cpu"
     )
-    in_halves = loaded.encoder.encode_items_into(
-        table_blocks(tmp_path / "model", 12, {"dtype": "bfloat16"}, block_size=5), autocast=torch.bfloat16
+    in_halves = encode_items_into(
+        loaded.encoder,
+        table_blocks(tmp_path / "model", 12, {"dtype": "bfloat16"}, block_size=5),
+        autocast=torch.bfloat16,
     ).embeddings
     assert under_autocast.dtype == in_halves.dtype == torch.float32
     assert stored.dtype == smallest.dtype == torch.bfloat16
@@ -327,7 +329,7 @@ def test_prompts_cut_are_counted_and_their_tokens_are_not_kept(trained, tmp_path
     prompts = PromptEncoder(old.template, old.tokenizer, old.items, old.max_length, max_item_tokens=12)
     collator = HistoryCollator(prompts, made.collator.pad_token_id, made.collator.max_items)
     encoder = HistoryEncoder(made.model, collator, made.id_recommender, made.device)
-    encoder.encode_items_into(table_blocks(tmp_path, 12, {}, block_size=4))
+    encode_items_into(encoder, table_blocks(tmp_path, 12, {}, block_size=4))
     assert prompts.counts["items_cut"] == 12
     assert not prompts._bodies
 
@@ -341,9 +343,9 @@ def test_an_item_that_is_not_finite_is_named_by_its_block(encoder, tmp_path) -> 
     blocks = table_blocks(tmp_path, 12, {}, block_size=5)
     try:
         with pytest.raises(InputError, match=r"in rows \[2\] of 5 \(items 5 to 9\); a half-precision base model can"):
-            encoder.encode_items_into(blocks)
+            encode_items_into(encoder, blocks)
     finally:
         weight.data[own] = kept
     file = blocks.begun()
     assert file is not None and file.finished() == {0}
-    assert encoder.encode_items_into(blocks).embeddings.shape == (12, 32)
+    assert encode_items_into(encoder, blocks).embeddings.shape == (12, 32)

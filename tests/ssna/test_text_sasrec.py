@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from peft_bituning.recommenders import SASRec, SASRecConfig, fit_recommender, pad_histories
-from peft_bituning.ssna.text_sasrec import TextSASRec
+from peft_bituning.ssna.model import TextSASRec
 
 SMALL = {"num_items": 9, "hidden_size": 8, "max_history_length": 6, "initializer_range": 0.5}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from peft_bituning.ssna.text_sasrec import TextSASRec
+from peft_bituning.ssna.model import TextSASRec
 
 from .text_vectors import TextVectorConfig, TextVectorModel
 
