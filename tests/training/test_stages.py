@@ -14,8 +14,9 @@ from peft_bituning.base_models import BaseModel
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError
 from peft_bituning.training import LaserArguments, stages
-from peft_bituning.training.baselines import language_model_rows
 from peft_bituning.training.checkpoint import Checkpoint, CheckpointStore
+from peft_bituning.training.report import Report
+from peft_bituning.training.run_folder import RunFolder
 from peft_bituning.training.stages import ADAPTER, TwoStageTraining, validation_samples
 
 Make = Callable[..., TwoStageTraining]
@@ -96,15 +97,16 @@ def test_a_first_table_is_taken_where_no_center_moves(make: Make) -> None:
         assert (moved is not None and float(moved.weight.norm()) > 0) == center
 
 
-def test_measuring_changes_nothing(make: Make, tmp_path: Path) -> None:
+def test_measuring_changes_nothing(make: Make, few: Interactions, tiny_base: Any) -> None:
     training = make({"center_embeddings": True})
     before = training.model.weights_out()
     model: Any = training.model
-    rows = language_model_rows(
-        model, training.encoder, training.split, training.num_items, ADAPTER, tmp_path, {}, progress=False
-    )
+    report = Report(RunFolder(training.accelerator, training.arguments), training, few, tiny_base(), None)
+    table = report.baselines()
     assert all(torch.equal(value, before[name]) for name, value in training.model.weights_out().items())
-    assert list(model.peft_config) == [ADAPTER] and len(rows.rows) == 2 and len(rows.first_table) == training.num_items
+    assert list(model.peft_config) == [ADAPTER] and table is not None and len(table) == training.num_items
+    names = ["popularity", "item-kNN", "untrained LLM (mean of text states)", "untrained suffix"]
+    assert [row["name"] for row in report.rows] == names
 
 
 def test_a_users_rows_stand_together_where_the_prefix_is_one(make: Make) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from peft_bituning.training.provenance import weight_change
+from peft_bituning.training.report import weight_change
 
 
 def test_weight_change() -> None:
