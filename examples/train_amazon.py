@@ -23,7 +23,7 @@ from peft_bituning.base_models import load_base_model
 from peft_bituning.data import SOURCE_FORMS, load_interactions
 from peft_bituning.errors import BiTuningError, ConfigurationError
 from peft_bituning.launch import launched_state, use_all_cores
-from peft_bituning.serving.results_table import results_table
+from peft_bituning.serving.card import results_table
 from peft_bituning.training import LaserArguments, fit
 from peft_bituning.training.arguments import RENAMED, RETIRED
 

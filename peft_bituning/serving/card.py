@@ -1,13 +1,15 @@
 """The model card of a saved recommender, written from its results."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..data import ItemCatalog, PromptTemplate
-from .results_table import results_table
+
+METRICS = ("recall@10", "ndcg@10", "mrr")
 
 
 def write_card(
@@ -65,6 +67,27 @@ def write_card(
         versions = ", ".join(f"{package} {number}" for package, number in results["versions"].items())
         sections += ["## Versions", versions]
     path.write_text(str(ModelCard("\n\n".join(sections) + "\n")), encoding="utf-8")
+
+
+def results_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out methods and their test metrics.
+
+    Args:
+        rows: each with `name` and `test`, the metrics of `RankingReport.metrics`.
+
+    Returns:
+        A Markdown table: a line a method and filter mode.
+    """
+    lines = [
+        "| method | seen | Recall@10 | NDCG@10 | MRR | users |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        for mode, seen in (("unfiltered", "kept"), ("filtered", "left out")):
+            metrics = row["test"][mode]
+            cells = [f"{metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}" for name in METRICS]
+            lines.append(f"| {row['name']} | {seen} | {' | '.join(cells)} | {row['test']['users']} |")
+    return "\n".join(lines)
 
 
 def _example(items: ItemCatalog, source: str, base_folder: str | None) -> str:

@@ -84,8 +84,7 @@ def fit(
         if arguments.log_with:
             accelerator.init_trackers("peft_bituning", config=_flat(arguments.trajectory()))
         set_seed(arguments.seed)
-        rejects = folder.path / "rejects.jsonl" if accelerator.is_main_process else None
-        data = as_interactions(interactions, items, rejects)
+        data = as_interactions(interactions, items, folder.rejects)
         split = LeaveOneOut.of(data)
         base = load_base_model(base_model)
         if arguments.resume and folder.is_finished:

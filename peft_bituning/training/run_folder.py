@@ -50,6 +50,11 @@ class RunFolder:
         self.seconds[part] = time.perf_counter() - start
 
     @property
+    def rejects(self) -> Path | None:
+        """Where the main process writes rows of tables that could not be read."""
+        return self.path / "rejects.jsonl" if self.accelerator.is_main_process else None
+
+    @property
     def is_finished(self) -> bool:
         """Whether it holds a run that came to its end."""
         return (self.path / RESULTS_FILE).is_file() and not self.store.complete()

@@ -16,11 +16,10 @@ from transformers import PreTrainedModel
 from ..errors import ConfigurationError, InputError, UnsupportedOperationError
 from .adapter_file import adapter_keys, check_fit, without_adapter_name
 from .adapter_layer import AdapterLayer
-from .rows.backbone import embed_text, find_backbone, token_embeddings
+from .rows.backbone import embed_text, find_backbone, keep_differentiable, token_embeddings
 from .rows.center import EmbeddingCenter
 from .rows.embedding_model import Weights
 from .rows.outputs import BiTuningOutput
-from .rows.quantization import keep_differentiable
 
 ROOT = "base_model."  # where a `PeftModel` keeps the tuner
 

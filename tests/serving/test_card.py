@@ -9,8 +9,7 @@ from huggingface_hub import ModelCard
 
 from peft_bituning.data import ItemCatalog, PromptTemplate, load_interactions
 from peft_bituning.recommenders import build_recommender
-from peft_bituning.serving.card import write_card
-from peft_bituning.serving.results_table import results_table
+from peft_bituning.serving.card import results_table, write_card
 from peft_bituning.training import fit
 
 ITEMS = ItemCatalog.from_records([{"item_id": "007", "title": "Lamp"}, {"item_id": 'quo"te', "title": "Rope"}])

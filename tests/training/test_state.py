@@ -2,7 +2,7 @@
 
 import json
 
-from peft_bituning.training.state import RunningMeans, TrainingState
+from peft_bituning.training.resumable import RunningMeans, TrainingState
 
 
 def test_round_trip() -> None:

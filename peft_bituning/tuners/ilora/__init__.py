@@ -2,8 +2,7 @@
 
 from ..registration import register_tuner
 from .config import ILoRAConfig
-from .model import ILoRAModel
-from .outputs import ILoRAOutput
+from .model import ILoRAModel, ILoRAOutput
 
 register_tuner("ilora", config_cls=ILoRAConfig, model_cls=ILoRAModel)
 

@@ -1,6 +1,7 @@
 """The iLoRA tuner: LoRA whose experts every row weighs for itself, under the interface of a Bi-Tuning model."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 from peft import PeftConfig
@@ -15,13 +16,26 @@ from ..adapter_file import adapter_keys, under_this_base
 from ..adapter_layer import make_suffix
 from ..embedding_tuner import Collaborative, EmbeddingTuner, Text
 from ..rows.backbone import embedding_scale
+from ..rows.outputs import BiTuningOutput
 from ..rows.packed_batch import PackedBatch, left_padded_prompt
 from .config import ILoRAConfig
 from .gate import InstanceGate
 from .layer import InstanceGates, without_head
-from .outputs import ILoRAOutput
 from .row_gates import RowsOnTheWay
 from .variant import GatedVariant, can_be_gated
+
+
+@dataclass
+class ILoRAOutput(BiTuningOutput):
+    """The output of `ILoRAModel.forward`: that of a Bi-Tuning model, and the gates.
+
+    `router_logits` and `aux_loss` are None: every expert works for every row, so there is no load to balance.
+
+    Args:
+        gates: each row's weights of the experts [B, K]; they add up to 1.
+    """
+
+    gates: Tensor | None = None
 
 
 class ILoRAModel(EmbeddingTuner, LoraModel):
