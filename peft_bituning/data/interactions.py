@@ -33,7 +33,8 @@ class Event(NamedTuple):
     @classmethod
     def from_row(cls, row: Row, user: str = "user_id", item: str = "item_id", order: str = "timestamp") -> "Event":
         """Take the columns of a record that say who, what and when; what it lacks is None."""
-        return cls(*map(row.record.get, (user, item, order)), row.file, row.line)
+        record = row.record
+        return cls(record.get(user), record.get(item), record.get(order), row.file, row.line)
 
 
 @dataclass(frozen=True)

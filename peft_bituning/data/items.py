@@ -70,8 +70,7 @@ class ItemCatalog:
         Text is cleaned: HTML entities decoded, whitespace collapsed, missing and blank values left out. A DataError
         says that a record has no id, or that an id occurs twice.
         """
-        item_ids: list[str] = []
-        attributes: list[dict[str, str]] = []
+        rows: list[tuple[str, dict[str, str]]] = []
         for row, record in enumerate(records, start=1):
             item_id = as_id(record.get(id_column))
             if item_id is None:
@@ -79,9 +78,8 @@ class ItemCatalog:
                     f"Item {row} has no usable {id_column!r} (got {record.get(id_column)!r}); its columns are "
                     f"{sorted(map(str, record))}. Name the column of ids with id_column=."
                 )
-            item_ids.append(item_id)
-            attributes.append(_text_attributes(record, id_column))
-        return cls(tuple(item_ids), tuple(attributes))
+            rows.append((item_id, _text_attributes(record, id_column)))
+        return cls(tuple(item_id for item_id, _ in rows), tuple(attributes for _, attributes in rows))
 
     @classmethod
     def from_rows(
@@ -137,8 +135,7 @@ class ItemCatalog:
     def from_jsonl(cls, path: str | Path) -> "ItemCatalog":
         """Read back exactly what `to_jsonl` wrote, else raise a DataError; others' files are `load_interactions`'s."""
         name = Path(path).name
-        item_ids: list[str] = []
-        attributes: list[dict[str, str]] = []
+        rows: list[tuple[str, dict[str, str]]] = []
         try:
             lines = Path(path).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
@@ -154,9 +151,8 @@ class ItemCatalog:
                 raise DataError(f"{name} line {number} must be an object of strings, got {line[:80]!r}.")
             if not record.get("item_id"):
                 raise DataError(f"{name} line {number} has no item_id, got {line[:80]!r}.")
-            item_ids.append(record.pop("item_id"))
-            attributes.append(record)
-        return cls(tuple(item_ids), tuple(attributes))
+            rows.append((record.pop("item_id"), record))
+        return cls(tuple(item_id for item_id, _ in rows), tuple(attributes for _, attributes in rows))
 
 
 def _text_attributes(record: Mapping[str, Any], id_column: str) -> dict[str, str]:

@@ -61,9 +61,7 @@ class PromptEncoder:
         self._anchor = self._tokens(_ANCHOR)
         self._bodies: dict[int, list[int]] = {}
         self._heads: dict[tuple[int, bool], list[int]] = {}
-        self._openings = {
-            kind: self._leading_tokens() + self._tokens(template.instruction_for(kind)) for kind in ("user", "item")
-        }
+        self._openings: dict[str, list[int]] = {}
 
     def reset_counts(self) -> None:
         """Set the counts of prompts that lost items, of the items lost, and of item lines that were cut to zero.
@@ -129,8 +127,7 @@ class PromptEncoder:
 
     def _fitted(self, history: Sequence[int], kind: str) -> tuple[list[int], list[_Line]]:
         """Return the opening's tokens, and the lines of the newest items that fit, the last one at least."""
-        is_bare = not self.template.instruction_for(kind)
-        opening = self._openings[kind]
+        opening = self._opening(kind)
         room = (self.max_length or sys.maxsize) - len(opening)
         if room < 0:
             raise ContextLengthError(
@@ -140,6 +137,13 @@ class PromptEncoder:
         items = [self._checked(item) for item in history]
         if self.max_items is not None:
             items = items[-self.max_items :]
+        is_bare = not self.template.instruction_for(kind)
+        kept = items[-self._number_fitting(items, room, is_bare) :]
+        limit = room if len(kept) == 1 else sys.maxsize
+        return opening, [self._line(item, place, is_bare, limit) for place, item in enumerate(kept, start=1)]
+
+    def _number_fitting(self, items: Sequence[int], room: int, is_bare: bool) -> int:
+        """Return how many of the newest items fit, at least one; numbers are those after dropping."""
         # Markers do not get longer for smaller numbers, so counting with the first one gives an upper bound.
         number, total = 0, 0
         for item in reversed(items):
@@ -147,15 +151,12 @@ class PromptEncoder:
             if total > room:
                 break
             number += 1
-        while True:
-            kept = items[len(items) - number :]
-            lines = [self._line(item, place, is_bare) for place, item in enumerate(kept, start=1)]
-            if number <= 1 or sum(len(line) for line, _ in lines) <= room:
+        while number > 1:
+            lines = [self._line(item, place, is_bare)[0] for place, item in enumerate(items[-number:], start=1)]
+            if sum(map(len, lines)) <= room:
                 break
             number -= 1
-        if items and number <= 1:
-            lines = [self._line(items[-1], 1, is_bare, room)]
-        return opening, lines
+        return max(number, 1)
 
     def _line(self, item: int, number: int, is_bare: bool, room: int = sys.maxsize) -> _Line:
         """Return the tokens of an item's line, cut to the limits; a bare prompt begins with its first item."""
@@ -169,6 +170,11 @@ class PromptEncoder:
                 f"{len(head) + 1 - limit} at least."
             )
         return line[:limit], limit < len(line)
+
+    def _opening(self, kind: str) -> list[int]:
+        if kind not in self._openings:
+            self._openings[kind] = self._leading_tokens() + self._tokens(self.template.instruction_for(kind))
+        return self._openings[kind]
 
     def _head(self, number: int, first: bool) -> list[int]:
         if (number, first) not in self._heads:

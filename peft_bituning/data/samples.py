@@ -28,17 +28,11 @@ class HistoryAndTarget(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """A history and the item that followed it.
+    """A history and the item that followed it."""
 
-    Args:
-        user: Index of the user.
-        history: Catalog indices in time order, at least one.
-        target: Catalog index of the next item.
-    """
-
-    user: int
-    history: tuple[int, ...]
-    target: int
+    user: int  # index of the user
+    history: tuple[int, ...]  # catalog indices in time order, at least one
+    target: int  # catalog index of the next item
 
 
 class LeaveOneOut:
@@ -67,15 +61,13 @@ class LeaveOneOut:
                 f"the catalog must have at least 2 items to rank, got {len(data.items)}; there is nothing to recommend"
             )
         split = cls(data.histories)
+        lacking = None
         if not split.samples("valid"):
-            raise DataError(
-                "no user has the three events that training, validation and test need; give longer histories"
-            )
-        if not split.training_samples("last_cut"):
-            raise DataError(
-                "no user has the four events that a training row beside validation and test needs; give longer "
-                "histories"
-            )
+            lacking = "three events that training, validation and test need"
+        elif not split.training_samples("last_cut"):
+            lacking = "four events that a training row beside validation and test needs"
+        if lacking:
+            raise DataError(f"no user has the {lacking}; give longer histories")
         return split
 
     @property

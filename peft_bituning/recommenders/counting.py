@@ -79,7 +79,7 @@ class ItemKNN:
             events = by_item[item_starts[item] : item_starts[item + 1]]
             if not len(events):
                 continue
-            others = np.concatenate([np.arange(*user_starts[user : user + 2]) for user in users[events]])
+            others = np.concatenate([np.arange(user_starts[user], user_starts[user + 1]) for user in users[events]])
             products = np.repeat(weights[events], items_of_user[users[events]]) * weights[others]
             row = np.bincount(items[others], products, minlength=self.num_items)  # [I]
             row[item] = 0.0  # or every item of the history would stand before all others

@@ -132,10 +132,11 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
         if Path(pretrained_model_name_or_path).is_dir() and not (model_args or arguments):
             return load_folder(cls, Path(pretrained_model_name_or_path))
         try:
-            model, info = super().from_pretrained(  # type: ignore[misc]
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **arguments
             )
         except (SafetensorError, RuntimeError) as error:
             raise ArtifactError(f"{pretrained_model_name_or_path} cannot be loaded: {error}") from error
+        model, info = loaded
         check_names(pretrained_model_name_or_path, info["missing_keys"], info["unexpected_keys"])
         return model

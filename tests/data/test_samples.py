@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peft_bituning.data import LeaveOneOut, Sample
-from peft_bituning.errors import ConfigurationError
+from peft_bituning.data import Interactions, ItemCatalog, LeaveOneOut, Sample
+from peft_bituning.errors import ConfigurationError, DataError
 
 HISTORIES = [(0, 1, 2, 3, 4), (5, 6, 7), (8,), (9, 10)]
 
@@ -101,3 +101,20 @@ def test_seeds_draw_others_and_a_share_has_its_range() -> None:
     assert whole.drawn(1) is whole and whole.drawn(0).training_samples() == []
     with pytest.raises(ConfigurationError, match=r"share must be from 0 to 1, got 1.5"):
         whole.drawn(1.5)
+
+
+@pytest.mark.parametrize(
+    ("items", "histories", "message"),
+    [
+        (1, [(0, 0, 0, 0)], "must have at least 2 items to rank, got 1; there is nothing to recommend"),
+        (3, [(0, 1), (2,)], "no user has the three events that training, validation and test need; give longer"),
+        (3, [(0, 1, 2)], "no user has the four events that a training row beside validation and test needs; give"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(items: int, histories: list[tuple[int, ...]], message: str) -> None:
+    catalog = ItemCatalog(tuple(map(str, range(items))), ({},) * items)
+    users = tuple(map(str, range(len(histories))))
+    with pytest.raises(DataError, match=message):
+        LeaveOneOut.of(Interactions(catalog, users, tuple(histories)))
+    split = LeaveOneOut.of(Interactions(catalog.extended([{"item_id": "new"}]), ("u",), ((0, 0, 0, 0),)))
+    assert split.samples("test") == [Sample(0, (0, 0, 0), 0)]

@@ -6,8 +6,8 @@ import datasets
 import pandas as pd
 import pytest
 
-from peft_bituning.data import ItemCatalog, interactions_from_tables
-from peft_bituning.errors import DataError
+from peft_bituning.data import ItemCatalog, as_interactions, interactions_from_tables
+from peft_bituning.errors import ConfigurationError, DataError
 
 ITEMS = [{"item_id": "007", "title": "Bond", "brand": None}, {"item_id": "b", "title": None, "brand": "X"}]
 EVENTS = [
@@ -72,3 +72,14 @@ def test_rejects_are_written(tmp_path: Path) -> None:
 def test_wrong_tables_are_errors(events, items, message: str) -> None:
     with pytest.raises(DataError, match=message):
         interactions_from_tables(events, items)
+
+
+def test_what_a_user_has_becomes_interactions(tmp_path: Path) -> None:
+    path = tmp_path / "rejects.jsonl"
+    data = as_interactions(EVENTS, ITEMS, path)
+    assert (data.histories, path.read_text()) == (((0, 1), (1,)), "")
+    assert as_interactions(data) is data
+    with pytest.raises(ConfigurationError, match="items must be None where interactions bring their own .*, got both"):
+        as_interactions(data, ITEMS)
+    with pytest.raises(ConfigurationError, match="items must be given with a table of interactions, got None"):
+        as_interactions(EVENTS)
