@@ -10,8 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase
 
 from .base_models import BaseModel, load_base_model
-from .catalog.encoder import HistoryEncoder
-from .catalog.history_settings import HistorySettings
+from .catalog.encoder import HistoryEncoder, HistorySettings
 from .data import PRESETS, ItemCatalog, PromptEncoder, PromptTemplate
 from .data.collator import HistoryCollator
 from .errors import ConfigurationError

@@ -81,8 +81,7 @@ class BlockFile:
     def begun(self) -> "BlockFile | None":
         """Look for what an earlier run left of this file, whatever its block size; nothing is changed.
 
-        Raises:
-            ArtifactError: The folder holds one of another origin, shape or type, or one that nothing describes.
+        What has another origin, shape or type, or what nothing describes, is an `ArtifactError`.
         """
         found = self.find(self.folder, self.name, self.tensor)
         if found is None:

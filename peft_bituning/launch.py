@@ -14,11 +14,8 @@ from .errors import ConfigurationError
 def launched_state(timeout: timedelta | None = None) -> PartialState:
     """Return what `accelerate` knows of the processes that were launched, on machines without accelerators too.
 
-    There `PartialState()` takes each of several processes for the only one. They wait `timeout` for each other, or as
-    long as the backend does.
-
-    Raises:
-        ConfigurationError: The state was made before, and knows of one process where there are several.
+    There `PartialState()` takes each of several processes for the only one; so does a state that was made before, and
+    that is a `ConfigurationError`. The processes wait `timeout` for each other, or as long as the backend does.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -50,7 +50,6 @@ LASER = (
     "recommenders/base.py",
     "recommenders/transformer.py",
     "recommenders/sasrec.py",
-    "catalog/history_settings.py",
     "catalog/encoder.py",
     "catalog/item_table.py",
     "assembly.py",

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft_bituning import BiTuningConfig, ILoRAConfig
 from peft_bituning.assembly import assemble, attach_adapter, read_template
 from peft_bituning.base_models import BaseModel
-from peft_bituning.catalog.history_settings import HistorySettings
+from peft_bituning.catalog.encoder import HistorySettings
 from peft_bituning.data import Interactions, PromptTemplate
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.losses import catalog_contrastive_loss

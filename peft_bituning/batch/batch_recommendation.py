@@ -18,7 +18,7 @@ from ..artifacts import sha256_of_json, sha256_of_tensors
 from ..errors import ArtifactError, ConfigurationError, DataError, UnknownItemError
 from ..launch import launched_state
 from ..serving.recommender import USER_ADAPTER, LaserRecommender
-from .shard_folder import ShardFolder, ShardRecord, UserCounts
+from .shard_folder import START_AGAIN, ShardFolder, ShardRecord, UserCounts
 from .user_source import Files, UserBlock, UserSource, block_digest, open_users
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,7 @@ def recommend_parquet(
         recommender.recommend, k=k, filter_seen=filter_seen, candidates=candidates, batch_size=batch_size
     )
     recommend([], on_unknown=on_unknown)  # checks the settings
-    users = open_users(source, user_column, history_column)
-    _check_settings(users, Path(output_dir), rows_per_shard)
+    users = _open(source, user_column, history_column, Path(output_dir), rows_per_shard)
     chosen = None if candidates is None else sha256_of_json(sorted(set(map(str, candidates))))
     settings = {"k": int(k), "filter_seen": bool(filter_seen), "candidates": chosen, "rows_per_shard": rows_per_shard}
     columns = {user_column: Value("string"), ITEMS_COLUMN: List(Value("string")), SCORES_COLUMN: List(Value("float32"))}
@@ -122,14 +121,18 @@ def made_by(recommender: LaserRecommender) -> dict[str, Any]:
     }
 
 
-def _check_settings(users: UserSource, output_dir: Path, rows_per_shard: int) -> None:
+def _open(
+    source: Files | Dataset | IterableDataset, user: str, history: str, output_dir: Path, rows_per_shard: int
+) -> UserSource:
+    """Open the users, where they and what is made of them fit together."""
     if isinstance(rows_per_shard, bool) or not isinstance(rows_per_shard, int) or rows_per_shard < 1:
         raise ConfigurationError(f"rows_per_shard must be an integer >= 1, got {rows_per_shard!r}")
-    name = users.columns[0]
-    if name in (ITEMS_COLUMN, SCORES_COLUMN):
-        raise ConfigurationError(f"user_column must not be a column of the lists, got {name!r}; rename it")
+    if user in (ITEMS_COLUMN, SCORES_COLUMN):
+        raise ConfigurationError(f"user_column must not be a column of the lists, got {user!r}; rename it")
+    users = open_users(source, user, history)
     if users.overlaps(output_dir):
         raise ConfigurationError(f"output_dir must be apart from the source, got {str(output_dir)!r}; choose another")
+    return users
 
 
 @dataclass
@@ -192,7 +195,7 @@ class _Job:
         if any(number >= count for number in finished):
             raise ArtifactError(
                 f"{self.folder.folder} must hold shards of this source, got more than its {count}; give the same "
-                "source, choose another output_dir, or start again with overwrite=True"
+                f"source, {START_AGAIN}"
             )
         return {number: record for share in gather_object([made]) for number, record in share.items()}
 
@@ -226,8 +229,7 @@ class _Job:
         if block_digest(*block.users()) != record.source_sha256:
             raise ArtifactError(
                 f"{self.folder.path(block.number).name} must be of this source, got one that was made of other rows "
-                f"than those from {self.source.place(block.first)} on; give the same source, choose another "
-                "output_dir, or start again with overwrite=True"
+                f"than those from {self.source.place(block.first)} on; give the same source, {START_AGAIN}"
             )
 
     def _on_main(self, work: Callable[[], Any]) -> Any:

@@ -21,7 +21,7 @@ STATE_FOLDER = ".recommendations"  # hidden: `datasets` would read any other fil
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
 
-_START_AGAIN = "choose another output_dir, or start again with overwrite=True"
+START_AGAIN = "choose another output_dir, or start again with overwrite=True"
 _SHARD = re.compile(r"part-\d{5}\.parquet")
 _MOST_SHARDS = 100_000  # beyond five digits the shards' names would no longer sort by number
 
@@ -60,33 +60,23 @@ class ShardFolder:
     def prepare(self, settings: Mapping[str, Any], overwrite: bool = False) -> dict[int, ShardRecord]:
         """Make the folder ready, and return the finished shards by number; one process calls this, the others wait.
 
-        With `overwrite` the shards of an earlier run are removed, whatever made them.
-
-        Raises:
-            ArtifactError: The folder holds shards of other settings (JSON values of all that a shard's content follows
-                from), or files of something else.
+        With `overwrite` the shards of an earlier run are removed, whatever made them. Files of something else are an
+        `ArtifactError`, and so are shards of other `settings` (JSON values of all that a shard's content follows from).
         """
-        strangers = [name for name in self._visible() if not _SHARD.fullmatch(name)]  # not ours to remove
-        if strangers:
-            raise ArtifactError(
-                f"{self.folder} must hold nothing but shards of recommendations, got {', '.join(strangers[:5])}; "
-                "choose another output_dir"
-            )
-        if overwrite and self.state.is_dir():
-            self._clear()
-        shards = self._visible()
-        if not shards:
-            self._clear()
+        shards = self._shards()
+        if not shards or (overwrite and self.state.is_dir()):
+            for path in [*shards, *self.folder.glob(".part-*"), *self.state.glob("*.json*")]:
+                path.unlink()
             self.state.mkdir(parents=True, exist_ok=True)
             self._write_index({"settings": settings, "complete": False})
             return {}
-        index = self._read_index(shards[0])
+        index = self._read_index(shards[0].name)
         found = differences(index["settings"], dict(settings))
         if found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise ArtifactError(
                 f"{self.folder} must hold shards of the same settings, got others: {'; '.join(found[:5])}{more}; "
-                f"{_START_AGAIN}"
+                f"{START_AGAIN}"
             )
         return self._finished(index)
 
@@ -128,10 +118,10 @@ class ShardFolder:
             for name, record in sorted(found.items())
             if (self.folder / name).is_file() and sha256_of_file(self.folder / name) == record["sha256"]
         }
-        for name in self._visible():
-            if name not in whole:
-                logger.warning("%s is not the shard that was written; it is made again", self.folder / name)
-                (self.folder / name).unlink()
+        for path in self._shards():
+            if path.name not in whole:
+                logger.warning("%s is not the shard that was written; it is made again", path)
+                path.unlink()
         if len(whole) < len(found):
             self._write_index({**index, "complete": False})
         return {int(name.removeprefix("part-").removesuffix(".parquet")): record for name, record in whole.items()}
@@ -148,28 +138,28 @@ class ShardFolder:
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
-                f"{path} must be the index of a run, got what cannot be read ({error}); {_START_AGAIN}"
+                f"{path} must be the index of a run, got what cannot be read ({error}); {START_AGAIN}"
             ) from error
         if version != FORMAT_VERSION:
-            raise ArtifactError(f"{path} must have format_version {FORMAT_VERSION}, got {version!r}; {_START_AGAIN}")
+            raise ArtifactError(f"{path} must have format_version {FORMAT_VERSION}, got {version!r}; {START_AGAIN}")
         return index
 
     def _write_index(self, content: Mapping[str, Any]) -> None:
         text = json.dumps({"format_version": FORMAT_VERSION, **content}, indent=2)
         write_whole(self.state / INDEX_FILE, text + "\n")
 
-    def _visible(self) -> list[str]:
-        """Name the files that `datasets` would read as shards."""
-        if not self.folder.exists():
-            return []
-        if not self.folder.is_dir():
+    def _shards(self) -> list[Path]:
+        """Return the files that `datasets` would read; refuse others than shards, which are not ours to remove."""
+        if self.folder.is_file():
             raise ArtifactError(f"output_dir must be a folder, got the file {self.folder}; choose another")
-        return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
-
-    def _clear(self) -> None:
-        shards = [self.folder / name for name in self._visible()]
-        for path in [*shards, *self.folder.glob(".part-*"), *self.state.glob("*.json*")]:
-            path.unlink()
+        visible = sorted(path for path in self.folder.glob("*") if not path.name.startswith("."))
+        strangers = [path.name for path in visible if not _SHARD.fullmatch(path.name)]
+        if strangers:
+            raise ArtifactError(
+                f"{self.folder} must hold nothing but shards of recommendations, got {', '.join(strangers[:5])}; "
+                "choose another output_dir"
+            )
+        return visible
 
     def _record_path(self, number: int) -> Path:
         return self.state / f"{self.path(number).stem}.json"

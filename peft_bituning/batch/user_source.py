@@ -39,11 +39,9 @@ class UserBlock:
 def open_users(
     source: Files | Dataset | IterableDataset, user_column: str = "user_id", history_column: str = "history"
 ) -> "UserSource":
-    """Open what holds one row a user: an id and a list of item ids in time order.
+    """Open what holds one row per user: an id and a list of item ids in time order.
 
-    Raises:
-        ConfigurationError: Another kind of source, or a column that is not there.
-        DataError: No such file, or a file that is not parquet.
+    Another source, or a missing column, is a `ConfigurationError`; a file that is none, or not parquet, a `DataError`.
     """
     if isinstance(source, Dataset | IterableDataset):
         return _DatasetUsers(source, user_column, history_column)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,10 +16,31 @@ from ..recommenders.base import IDRecommender
 from ..tuners.rows.common_start import keep_starts
 from ..tuners.rows.embedding_model import EmbeddingModel
 from ..tuners.rows.outputs import BiTuningOutput
-from .history_settings import HistorySettings
 from .item_table import non_finite_rows
 
+ITEM_COLLABORATIVE = ("history", "embedding")
 CPU_TOKENS = 768  # text tokens a pass and thread: what a longer one holds is given back to the system and fetched anew
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """How much of a history is read; another `item_collaborative` than these is a `ConfigurationError`."""
+
+    max_length: int = 1024  # tokens of a prompt at most (T)
+    max_history: int | None = None  # items in a prompt at most, the newest; None is no limit
+    max_item_tokens: int | None = None  # tokens of an item's line at most; None is no limit
+    max_collaborative_items: int | None = None  # that the ID recommender reads at most (N), the newest; None is its own
+    # newest items whose states the prefix reads, each of them made from the whole history; None is all of them
+    max_collaborative_states: int | None = None
+    # what the prefix reads of an item: `history`, the recommender's state of a history of it alone (paper Section
+    # 3.1.1), or `embedding`, the vector that the recommender scores it by
+    item_collaborative: str = "history"
+
+    def __post_init__(self) -> None:
+        if self.item_collaborative not in ITEM_COLLABORATIVE:
+            raise ConfigurationError(
+                f"item_collaborative must be one of {', '.join(ITEM_COLLABORATIVE)}, got {self.item_collaborative!r}"
+            )
 
 
 class HistoryEncoder:
@@ -74,11 +96,7 @@ class HistoryEncoder:
         kind: str = "user",
         collaborative_histories: Sequence[Sequence[int]] | None = None,
     ) -> tuple[BiTuningOutput, HistoryBatch]:
-        """Run one batch, with gradients where they are enabled; `inputs` says of what.
-
-        Returns:
-            The model's output and the batch it came from.
-        """
+        """Run one batch, with gradients where they are enabled: the model's output, and the batch from `inputs`."""
         inputs, batch = self.inputs(histories, kind, collaborative_histories)
         return self.model(**inputs), batch
 
@@ -121,19 +139,16 @@ class HistoryEncoder:
         collaborative_histories: Sequence[Sequence[int]] | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
-        """Encode many histories, in batches of similar length.
+        """Encode M histories, in batches of similar length, to [M, D] float32 on the CPU, in the order given.
 
         Args:
             histories: Catalog indices in time order, one sequence a row.
             kind: `user` or `item`.
-            distributed: Share the work with all processes, every one of which must call this with the same rows.
+            distributed: Share the work with all processes, every one of which must call this and gets all rows.
             progress: Show a progress bar.
             description: Its label.
             collaborative_histories: See `inputs`.
             batch_size: Rows per forward pass at most; None is the encoder's own.
-
-        Returns:
-            [M, D] float32 on the CPU, in the order given; the same on every process.
 
         Raises:
             InputError: An embedding that is not finite.
@@ -185,10 +200,6 @@ class HistoryEncoder:
         return passes
 
     def encode_items(self, num_items: int, first: int = 0, distributed: bool = False, progress: bool = False) -> Tensor:
-        """Encode `num_items` catalog items from `first` on as one-item histories, as `encode` does.
-
-        Returns:
-            [num_items, D].
-        """
+        """Encode catalog items from `first` on as one-item histories, [num_items, D], as `encode` does."""
         histories = [[index] for index in range(first, first + num_items)]
         return self.encode(histories, "item", distributed, progress, "encoding items")

@@ -48,7 +48,6 @@ class FaissIndex(ItemIndex):
     """
 
     def __init__(self, embeddings: Tensor, kind: str = "hnsw", seed: int = 0, **parameters: int) -> None:
-        _import_faiss()
         super().__init__(embeddings)
         self.kind = kind
         self.parameters = _parameters(kind, embeddings.shape[0], embeddings.shape[1], parameters)

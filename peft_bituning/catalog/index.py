@@ -140,8 +140,7 @@ def cosines(queries: Tensor, items: Tensor) -> Tensor:
 def normalised(name: str, vectors: Tensor, first: int = 0) -> Tensor:
     """Scale vectors `[rows, D]` to length 1, in float32; zeros stay zeros.
 
-    Raises:
-        InputError: A row of `name`, whose first row here is number `first`, is not finite (the first such are named).
+    One that is not finite is an `InputError` of `name`, in which `first` is the number of the first row.
     """
     vectors = vectors.detach().float()
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)

@@ -39,11 +39,9 @@ def non_finite_rows(rows: Tensor, limit: int = 10) -> list[int]:
 
 @dataclass(frozen=True)
 class ItemTable:
-    """Unit-length item embeddings in catalog order.
+    """Unit-length item embeddings [I, D] float32 in catalog order.
 
-    Args:
-        embeddings: [I, D] float32, each row of length 1; or the same rounded to bfloat16 (lengths then differ from 1 by
-            up to 0.4 %, cosines by as much).
+    Rounded to bfloat16, lengths differ from 1 by up to 0.4 %, and cosines by as much.
     """
 
     embeddings: Tensor
@@ -106,15 +104,11 @@ class ItemTable:
 
     @classmethod
     def load(cls, path: Path, num_items: int | None = None) -> "ItemTable":
-        """Map a table: its rows stay in the file, the system reads them in and drops them as memory allows.
-
-        Args:
-            path: A file that `save` wrote.
-            num_items: I, checked where given.
+        """Map a table that `save` wrote: its rows stay in the file, the system reads them in as they are used.
 
         Raises:
-            ArtifactError: The file is missing or damaged, or its tensor has another name, type or number of items, or
-                holds a row that is not finite.
+            ArtifactError: The file is missing or damaged, or its tensor has another name, type or number of items than
+                `num_items`, or holds a row that is not finite.
         """
         try:
             tensors = load_file(path)  # maps the file

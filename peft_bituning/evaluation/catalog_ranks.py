@@ -25,9 +25,9 @@ def catalog_ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank each user's target by cosine among all items, ties counted half, seen items left in and left out.
 
-    What `metrics.target_ranks` gives on `table.scores(users)`, from tiles of it. A tile holds all items of as many
-    rows as fit, and a small matrix is one tile; where fewer than `MIN_ROWS` fit, a chunk of items of many rows, and
-    the tiles with a target in them are multiplied twice: once for the target's score, once to count against it.
+    What `metrics.target_ranks` gives on `table.scores(users)`, `[B]` both, from tiles of it. A tile holds all items of
+    as many rows as fit, and a small matrix is one tile; where fewer than `MIN_ROWS` fit, a chunk of items of many rows,
+    and the tiles with a target in them are multiplied twice: once for its score, once to count against it.
 
     Args:
         users: `[B, D]`, any length.
@@ -35,9 +35,6 @@ def catalog_ranks(
         targets: `[B]` catalog indices.
         seen: For each row the catalog indices to leave out (duplicates allowed). A target among them is ranked I.
         max_scores: Scores of one tile; two tiles are in memory.
-
-    Returns:
-        `[B]` float64 ranks from 1 to `I` with seen items left in, and with seen items left out.
 
     Raises:
         ConfigurationError: `max_scores` is not from 1 to 2^24, to which a float32 counts.

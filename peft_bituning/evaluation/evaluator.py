@@ -7,7 +7,6 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.item_table import ItemTable
@@ -56,11 +55,7 @@ class RankingReport:
             )
 
     def metrics(self) -> dict[str, Any]:
-        """Return the metrics with their standard errors, `sd / sqrt(U)`, in both filter modes.
-
-        Returns:
-            `{"unfiltered": {"recall@10": .., "recall@10_se": .., "ndcg@10": .., ..}, "filtered": {..}, "users": U}`.
-        """
+        """Return `{"unfiltered": {"recall@10": .., "recall@10_se": .., ..}, "filtered": {..}, "users": U}`."""
         unfiltered, filtered = (
             {**ranking_metrics(ranks, self.k), **standard_errors(ranks, self.k)}
             for ranks in (self.ranks_unfiltered, self.ranks_filtered)
@@ -74,10 +69,8 @@ def rank_batches(
     *,
     batch_size: int,
     k: int = 10,
-    progress: bool = False,
-    description: str = "",
 ) -> RankingReport:
-    """Rank every sample's target, a batch at a time; what is not said here is as in `evaluate_ranking`.
+    """Rank every sample's target, a batch at a time, as `evaluate_ranking` does.
 
     `rank` gives the ranks of up to `batch_size` samples, `[B]` with seen items left in and `[B]` with them left out.
     """
@@ -87,8 +80,7 @@ def rank_batches(
     if not len(samples):
         raise InputError("there is no sample to evaluate; users need at least three events to have one")
     starts = range(0, len(samples), batch_size)
-    bar = tqdm(starts, desc=description or "rank", disable=not progress, unit="batch")
-    ranks = [rank(list(samples[start : start + batch_size])) for start in bar]
+    ranks = [rank(list(samples[start : start + batch_size])) for start in starts]
     unfiltered, filtered = (np.concatenate(mode) for mode in zip(*ranks, strict=True))
     return RankingReport(unfiltered, filtered, k)
 
@@ -99,8 +91,6 @@ def evaluate_ranking(
     *,
     batch_size: int = 256,
     k: int = 10,
-    progress: bool = False,
-    description: str = "",
 ) -> RankingReport:
     """Rank every sample's target among the whole catalog, ties mid-rank; one `[B, I]` batch of scores is held.
 
@@ -110,8 +100,6 @@ def evaluate_ranking(
         samples: Samples with `history` and `target`; the items of `history` are the seen ones.
         batch_size: Samples scored at once, at most.
         k: Length of the list that counts for recall and NDCG.
-        progress: Show a bar.
-        description: Its label.
 
     Raises:
         ConfigurationError: `batch_size` or `k` is below 1.
@@ -125,8 +113,7 @@ def evaluate_ranking(
         return target_ranks(scores, targets), target_ranks(scores, targets, seen)
 
     at_most = max(1, MAX_SCORES // (getattr(score, "num_items", None) or 1))
-    size = min(batch_size, at_most)
-    return rank_batches(rank, samples, batch_size=size, k=k, progress=progress, description=description)
+    return rank_batches(rank, samples, batch_size=min(batch_size, at_most), k=k)
 
 
 def rank_users(

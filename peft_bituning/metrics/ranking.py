@@ -47,9 +47,7 @@ def target_ranks(
     target_scores = score_array[rows, target_array][:, None]  # [B, 1]
     greater = (score_array > target_scores).sum(axis=1, dtype=np.int64)
     equal = (score_array == target_scores).sum(axis=1, dtype=np.int64)
-    if seen is None:
-        return 1.0 + greater + 0.5 * (equal - 1)
-
+    seen = [()] * num_rows if seen is None else seen
     if len(seen) != num_rows:
         raise InputError(f"seen must have one entry for each of the {num_rows} rows of scores, got {len(seen)}")
     seen_rows, seen_columns = seen_cells(seen, num_items)
@@ -82,12 +80,9 @@ def ranking_metrics(ranks: ArrayLike, k: int = 10) -> dict[str, float]:
 
 
 def standard_errors(ranks: ArrayLike, k: int = 10) -> dict[str, float]:
-    """Return the standard errors over users of what `ranking_metrics` averages, from the same arguments.
+    """Return the standard errors over users of what `ranking_metrics` averages: `{"recall@<k>_se": .., ..}`.
 
     `se = sd / sqrt(U)`, with the population's standard deviation, so that one user gives 0.
-
-    Returns:
-        `{"recall@<k>_se": .., "ndcg@<k>_se": .., "mrr_se": ..}`.
     """
     return {f"{name}_se": float(values.std() / np.sqrt(values.size)) for name, values in user_gains(ranks, k).items()}
 
@@ -121,11 +116,7 @@ def check_indices(name: str, indices: np.ndarray, num_items: int) -> None:
 
 
 def user_gains(ranks: ArrayLike, k: int = 10) -> dict[str, np.ndarray]:
-    """Return each user's share in what `ranking_metrics` averages, from the same arguments.
-
-    Returns:
-        `[U]` float64 by the metrics' names.
-    """
+    """Return each user's share in what `ranking_metrics` averages, `[U]` float64 by the metrics' names."""
     rank_array = _to_numpy(ranks).astype(np.float64)
     if rank_array.ndim != 1 or rank_array.size == 0:
         raise InputError(f"ranks must have shape [users] with at least one user, got {list(rank_array.shape)}")

@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from ..artifacts import whole_file, write_whole
 from ..assembly import refuse_adapter
 from ..base_models import BaseModel
-from ..catalog.encoder import HistoryEncoder
-from ..catalog.history_settings import HistorySettings
+from ..catalog.encoder import HistoryEncoder, HistorySettings
 from ..catalog.item_table import ItemTable
 from ..data import ItemCatalog, PromptTemplate
 from ..errors import ArtifactError, ConfigurationError, DataError

@@ -145,11 +145,7 @@ class SSNA(TextSASRec):
 
     @classmethod
     def from_states(cls, states: ItemStates, config: SSNAConfig | None = None) -> "SSNA":
-        """Build an untrained model over cached states; the same seed gives the same weights.
-
-        Args:
-            states: The catalog's states.
-            config: Sizes of the model; the sizes of the states are filled in. None takes the defaults.
+        """Build an untrained model over cached states, whose sizes are filled into the config, its weights by its seed.
 
         Raises:
             ConfigurationError: The states were pooled otherwise.
@@ -177,9 +173,7 @@ class SSNA(TextSASRec):
     def attach(self, states: ItemStates) -> "SSNA":
         """Put the model on the states of a catalog, and return it: to train on, or to recommend from another catalog.
 
-        Args:
-            states: States of the same language model, template and pooling, of at least as many layers; the top ones
-                are used.
+        They are of the same language model, template and pooling, and of at least as many layers, the top ones of use.
 
         Raises:
             ArtifactError: The states mean something else.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..catalog.history_settings import ITEM_COLLABORATIVE, HistorySettings
+from ..catalog.encoder import ITEM_COLLABORATIVE, HistorySettings
 from ..errors import ConfigurationError
 
 CUTS = ("every_cut", "random_cut", "last_cut")

@@ -15,7 +15,7 @@ from peft_bituning import LaserRecommender
 from peft_bituning.base_models import BaseModel
 from peft_bituning.block_file import BlockFile
 from peft_bituning.catalog import HistoryEncoder, ItemTable, encode_items_into, table_blocks
-from peft_bituning.catalog.history_settings import HistorySettings
+from peft_bituning.catalog.encoder import HistorySettings
 from peft_bituning.data import PromptEncoder
 from peft_bituning.data.collator import HistoryCollator
 from peft_bituning.errors import ArtifactError, ConfigurationError, InputError
