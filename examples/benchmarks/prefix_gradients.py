@@ -14,7 +14,7 @@ from peft_bituning import BiTuningConfig
 from peft_bituning.assembly import assemble
 from peft_bituning.base_models import load_base_model
 from peft_bituning.catalog import ItemTable
-from peft_bituning.catalog.history_settings import HistorySettings
+from peft_bituning.catalog.encoder import HistorySettings
 from peft_bituning.data import Interactions, LeaveOneOut, load_interactions
 from peft_bituning.losses import catalog_contrastive_loss
 from peft_bituning.tuners.rows.backbone import embeddings_of
