@@ -1,13 +1,10 @@
 """`fit`: from purchase histories to a saved recommender; what the example script does, for notebooks too."""
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from peft import PeftModel, set_peft_model_state_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -18,7 +15,6 @@ from ..base_models import BaseModel, load_base_model
 from ..catalog.encoder import HistoryEncoder
 from ..data import Interactions, LeaveOneOut, PromptTemplate, as_interactions
 from ..errors import ConfigurationError
-from ..launch import launched_state
 from ..matmul import fast_cpu_matmul
 from ..recommenders import IDRecommender
 from ..serving.recommender import ITEM_ADAPTER, LaserRecommender, LaserSettings
@@ -30,11 +26,9 @@ from .forecast import say_what_is_ahead
 from .id_recommender import provide_id_recommender
 from .report import Report
 from .run_folder import RESULTS_FILE, RunFolder
-from .sharding import check_launcher
+from .sharding import launched_accelerator
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
-
-logger = logging.getLogger(__name__)
 
 CURVES_FILE = "training_curves.png"
 
@@ -77,12 +71,10 @@ def fit(
             f"config must be a BiTuningConfig, got {type(config).__name__}; examples/benchmarks/compare.py trains "
             "others, and peft_bituning.assembly.assemble serves a loop of your own"
         )
-    folder = RunFolder(_accelerator(arguments), arguments)
+    folder = RunFolder(launched_accelerator(arguments), arguments)
     accelerator = folder.accelerator
     with logging_redirect_tqdm(), fast_cpu_matmul(arguments.fast_cpu_matmul):
         folder.prepare()
-        if arguments.log_with:
-            accelerator.init_trackers("peft_bituning", config=_flat(arguments.trajectory()))
         set_seed(arguments.seed)
         data = as_interactions(interactions, items, folder.rejects)
         split = LeaveOneOut.of(data)
@@ -96,7 +88,8 @@ def fit(
         prefix_encoder_class(config.prefix_encoder)
         refuse_adapter(base)
         with folder.timed("recommender"):
-            known = _id_recommender(id_recommender, folder, data, split)
+            place = folder.store.folder / "recommender"
+            known = provide_id_recommender(accelerator, arguments, place, data, split, id_recommender)
         encoder = _encoder(folder, data, base, config, known, template)
         return _train(folder, data, split, base, known, encoder)
 
@@ -112,7 +105,7 @@ def _train(
     """Measure the baselines, train, test, save."""
     accelerator, arguments, num_items = folder.accelerator, folder.arguments, len(data.items)
     if accelerator.is_main_process:
-        _say(encoder, split, num_items, folder)
+        say_what_is_ahead(encoder, split, num_items, arguments, accelerator.num_processes)
     identity = _identity(data, base, known, encoder)
     training = TwoStageTraining(accelerator, encoder, split, num_items, arguments, folder.store, identity)
     training.read_checkpoint()
@@ -122,39 +115,6 @@ def _train(
         stage1, stage2 = training.run(first_table)
     report.stages(stage1, stage2)
     return _finish(folder, base, encoder, stage2, report.results(stage1, stage2))
-
-
-def _accelerator(arguments: LaserArguments) -> Accelerator:
-    tracker = arguments.log_with
-    installed = [str(name) for name in get_available_trackers()]
-    if isinstance(tracker, str) and tracker not in installed:
-        raise ConfigurationError(
-            f"log_with must be an installed tracker ({', '.join(installed) or 'there is none'}), got {tracker!r}; "
-            "install it, or leave log_with out: results.json holds the curves too"
-        )
-    launched_state()
-    precision, folder = arguments.mixed_precision, arguments.output_dir
-    accelerator = Accelerator(mixed_precision=precision, log_with=tracker, project_dir=folder)
-    check_launcher(accelerator)
-    return accelerator
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}
-
-
-def _id_recommender(
-    given: IDRecommender | None, folder: RunFolder, data: Interactions, split: LeaveOneOut
-) -> IDRecommender | None:
-    """Take, load or train the frozen ID recommender."""
-    where = folder.store.folder / "recommender"
-    found = given or provide_id_recommender(folder.accelerator, folder.arguments, where, data, split)
-    if found is not None and found.num_items != len(data.items):
-        raise ConfigurationError(
-            f"the ID recommender must know the catalog's {len(data.items)} items, got one of {found.num_items}; "
-            "train it on the same catalog, in the same order"
-        )
-    return found
 
 
 def _encoder(
@@ -176,15 +136,6 @@ def _encoder(
         batch_size=arguments.per_device_eval_batch_size,
         device=folder.accelerator.device,
     )
-
-
-def _say(encoder: HistoryEncoder, split: LeaveOneOut, num_items: int, folder: RunFolder) -> None:
-    """Say what is unusual about the data and the run."""
-    if split.users_not_evaluated:
-        logger.info("%d users with fewer than three events train only", split.users_not_evaluated)
-    if twins := encoder.collator.prompts.twin_count:
-        logger.info("%d items share their text with another and cannot be told apart by it", twins)
-    say_what_is_ahead(encoder, split, num_items, folder.arguments, folder.accelerator.num_processes)
 
 
 def _identity(

@@ -19,7 +19,11 @@ BACKWARD = 2  # passes over frozen layers that the gradient of their inputs cost
 def say_what_is_ahead(
     encoder: HistoryEncoder, split: LeaveOneOut, num_items: int, arguments: LaserArguments, processes: int
 ) -> None:
-    """Say before training starts what is unusual about a run: many weights, many hours."""
+    """Say before training starts what is unusual about a run: short histories, texts alike, many weights, hours."""
+    if split.users_not_evaluated:
+        logger.info("%d users with fewer than three events train only", split.users_not_evaluated)
+    if twins := encoder.collator.prompts.twin_count:
+        logger.info("%d items share their text with another and cannot be told apart by it", twins)
     trainable, total = count_parameters(encoder.model)
     share = trainable / max(1, total - trainable)
     if share > LARGE_SHARE:

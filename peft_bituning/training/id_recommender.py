@@ -19,9 +19,14 @@ ORIGIN_FILE = "origin.json"
 
 
 def provide_id_recommender(
-    accelerator: Accelerator, arguments: LaserArguments, folder: Path, data: Interactions, split: LeaveOneOut
+    accelerator: Accelerator,
+    arguments: LaserArguments,
+    folder: Path,
+    data: Interactions,
+    split: LeaveOneOut,
+    given: IDRecommender | None = None,
 ) -> IDRecommender | None:
-    """Load the ID recommender that the arguments name, or train one; every process gets the same weights.
+    """Take the given ID recommender, load the one that the arguments name, or train one.
 
     Args:
         accelerator: the main process trains, the others wait.
@@ -29,20 +34,38 @@ def provide_id_recommender(
         folder: where a trained one is kept; a resumed run takes it from there.
         data: what it is trained on.
         split: training sequences, and validation users for early stopping.
+        given: a trained one; None goes by the arguments.
+
+    Returns:
+        The recommender, in every process with the same weights; None where the arguments say so.
 
     Raises:
-        ConfigurationError: neither a known kind nor a folder.
+        ConfigurationError: neither a known kind nor a folder, or a recommender of another catalog.
         CheckpointError: the run to resume trained it on other data or by other settings.
     """
     name = arguments.id_recommender
-    if name == "none":
+    if given is None and name == "none":
         return None
-    if name not in ID_RECOMMENDERS:
+    if given is None and name not in ID_RECOMMENDERS:
         if not Path(name).is_dir():
             raise ConfigurationError(
                 f"id_recommender must be {', '.join(ID_RECOMMENDERS)}, none, or the folder of a saved one, got {name!r}"
             )
-        return load_recommender(name)
+        given = load_recommender(name)
+    if given is None:
+        return _trained(accelerator, arguments, folder, data, split)
+    if given.num_items != len(data.items):
+        raise ConfigurationError(
+            f"the ID recommender must know the catalog's {len(data.items)} items, got one of {given.num_items}; "
+            "train it on the same catalog, in the same order"
+        )
+    return given
+
+
+def _trained(
+    accelerator: Accelerator, arguments: LaserArguments, folder: Path, data: Interactions, split: LeaveOneOut
+) -> IDRecommender:
+    name = arguments.id_recommender
     origin = {
         "id_recommender": name,
         "id_recommender_epochs": arguments.id_recommender_epochs,

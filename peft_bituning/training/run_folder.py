@@ -78,6 +78,8 @@ class RunFolder:
             if self.accelerator.is_main_process:  # first the results, or a kill would leave them to be taken for ours
                 (self.path / RESULTS_FILE).unlink(missing_ok=True)
                 self.store.clear()
+        if self.arguments.log_with:
+            self.accelerator.init_trackers("peft_bituning", config=_flat(self.arguments.trajectory()))
         self.accelerator.wait_for_everyone()
 
     def check_finished(self, data: Interactions, base: BaseModel, config: BiTuningConfig) -> None:
@@ -120,3 +122,7 @@ def settings_of(arguments: LaserArguments) -> dict[str, Any]:
     """Return what decided a run, with names instead of paths: nothing of this machine goes into what is shared."""
     names = {name: Path(getattr(arguments, name)).name for name in ("id_recommender", "template")}
     return {**arguments.trajectory(), **names}
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}

@@ -1,12 +1,35 @@
-"""Frozen weights in shards on several devices (FSDP2), around an adapter that stays whole on each of them."""
+"""The processes of a run: how it was launched, and frozen weights in shards (FSDP2) around an adapter that is whole."""
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, is_torch_version
 from torch import nn
 
 from ..errors import ConfigurationError
+from ..launch import launched_state
 from ..tuners.bituning.layer import VirtualTokens
+from .arguments import LaserArguments
+
+
+def launched_accelerator(arguments: LaserArguments) -> Accelerator:
+    """Make the accelerator of a run, as it was launched.
+
+    Raises:
+        ConfigurationError: the tracker is not installed, or the launcher is none that training works with.
+    """
+    tracker = arguments.log_with
+    installed = [str(name) for name in get_available_trackers()]
+    if isinstance(tracker, str) and tracker not in installed:
+        raise ConfigurationError(
+            f"log_with must be an installed tracker ({', '.join(installed) or 'there is none'}), got {tracker!r}; "
+            "install it, or leave log_with out: results.json holds the curves too"
+        )
+    launched_state()
+    precision, folder = arguments.mixed_precision, arguments.output_dir
+    accelerator = Accelerator(mixed_precision=precision, log_with=tracker, project_dir=folder)
+    check_launcher(accelerator)
+    return accelerator
 
 
 def check_launcher(accelerator: Accelerator) -> None:
