@@ -86,7 +86,6 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
 
     def __init__(self, config: ItemSequenceConfig, *, causal: bool, extra_tokens: int) -> None:
         super().__init__(config)
-        self.num_items = config.num_items
         self.embedding_dim = config.hidden_size
         self.max_length = config.max_history_length
         self.encoder = BertModel(
@@ -108,6 +107,11 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
             ),
             add_pooling_layer=False,
         )
+
+    @property
+    def num_items(self) -> int:  # type: ignore[override]
+        """Catalog size I, which changes where a model moves to another catalog."""
+        return self.config.num_items
 
     @property
     def item_weights(self) -> Tensor:
