@@ -91,8 +91,7 @@ class BlockFile:
                 )
             return None
         cut = replace(found, shape=found.shape[: len(self.shape)])
-        different = differences(cut._compared(), json.loads(json.dumps(self._compared())))
-        if different:
+        if different := differences(cut._compared(), json.loads(json.dumps(self._compared()))):
             raise ArtifactError(
                 f"{self.folder} holds {self.tensor} of another origin: {'; '.join(different)}; {_REMEDY}"
             )

@@ -71,8 +71,7 @@ class ShardFolder:
             self._write_index({"settings": settings, "complete": False})
             return {}
         index = self._read_index(shards[0].name)
-        found = differences(index["settings"], dict(settings))
-        if found:
+        if found := differences(index["settings"], dict(settings)):
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise ArtifactError(
                 f"{self.folder} must hold shards of the same settings, got others: {'; '.join(found[:5])}{more}; "
@@ -153,8 +152,7 @@ class ShardFolder:
         if self.folder.is_file():
             raise ArtifactError(f"output_dir must be a folder, got the file {self.folder}; choose another")
         visible = sorted(path for path in self.folder.glob("*") if not path.name.startswith("."))
-        strangers = [path.name for path in visible if not _SHARD.fullmatch(path.name)]
-        if strangers:
+        if strangers := [path.name for path in visible if not _SHARD.fullmatch(path.name)]:
             raise ArtifactError(
                 f"{self.folder} must hold nothing but shards of recommendations, got {', '.join(strangers[:5])}; "
                 "choose another output_dir"

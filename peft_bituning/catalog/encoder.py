@@ -178,8 +178,7 @@ class HistoryEncoder:
         result = found[0][1].new_empty(len(histories), found[0][1].shape[1])
         for batch, embeddings in found:
             result[batch] = embeddings
-        bad = non_finite_rows(result)
-        if bad:
+        if bad := non_finite_rows(result):
             raise InputError(
                 f"embeddings must be finite, got NaN or infinity in rows {bad} of {len(result)} ({description}); "
                 "a half-precision base model can overflow: load it in bfloat16 or float32"

@@ -172,8 +172,7 @@ def _parameters(kind: str, num_items: int, width: int, given: dict[str, int]) ->
     }
     if kind not in kinds:
         raise ConfigurationError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
-    unknown = sorted(given.keys() - kinds[kind].keys())
-    if unknown:
+    if unknown := sorted(given.keys() - kinds[kind].keys()):
         names = ", ".join(kinds[kind])
         raise ConfigurationError(f"parameters of {kind} must be among {names}, got {', '.join(unknown)}")
     parameters = {**kinds[kind], **given}

@@ -55,8 +55,7 @@ class ItemTable:
         """
         if embeddings.ndim != 2:
             raise InputError(f"item embeddings must be [I, D], got {list(embeddings.shape)}")
-        rows = non_finite_rows(embeddings)
-        if rows:
+        if rows := non_finite_rows(embeddings):
             raise InputError(f"item embeddings must be finite, got NaN or infinity at catalog indices {rows}")
         return cls(F.normalize(embeddings.float(), dim=-1))
 

@@ -81,8 +81,7 @@ class ItemStates:
         if file is None:
             raise ArtifactError(f"{place.name} holds no cached states; make them with cache_item_states")
         values = file.values()
-        left = sorted(set(range(file.num_blocks)) - file.finished(verify=verify))
-        if left:
+        if left := sorted(set(range(file.num_blocks)) - file.finished(verify=verify)):
             raise ArtifactError(
                 f"{len(left)} of {file.num_blocks} blocks of the cached states in {place.name} are unfinished or "
                 f"damaged, first {left[:5]}; call cache_item_states again, it makes these alone"
@@ -200,8 +199,7 @@ def _fill(file: BlockFile, model: PreTrainedModel, prompts: PromptEncoder, batch
                 batch = ordered[start : start + batch_size]
                 values[torch.tensor(batch) - items.start] = _states(file, model, collator, batch).to(values)
                 bar.update(len(batch))
-            bad = (~values.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
-            if bad:
+            if bad := (~values.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist():
                 names = [prompts.items.item_ids[items[row]] for row in bad[:5]]
                 raise InputError(
                     f"states must be finite in {file.dtype}, got NaN or infinity for {len(bad)} items, first {names}; "
