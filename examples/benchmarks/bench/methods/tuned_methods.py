@@ -6,8 +6,7 @@ from peft_bituning.assembly import assemble, read_template
 from peft_bituning.catalog.encoder import HistoryEncoder
 from peft_bituning.catalog.item_table import ItemTable
 from peft_bituning.data.samples import Sample
-from peft_bituning.evaluation import RankingReport, catalog_ranks
-from peft_bituning.evaluation.users import rank_users
+from peft_bituning.evaluation import RankingReport, catalog_ranks, rank_users
 from peft_bituning.matmul import fast_cpu_matmul
 from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.stage_result import StageResult
