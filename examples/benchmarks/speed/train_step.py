@@ -15,7 +15,7 @@ from peft_bituning.data import LeaveOneOut, PromptEncoder
 from peft_bituning.data.collator import HistoryBatch, HistoryCollator
 from peft_bituning.losses import catalog_contrastive_loss
 from peft_bituning.matmul import fast_cpu_matmul
-from peft_bituning.training.batches import split_by_tokens
+from peft_bituning.training.update_plan import split_by_tokens
 from peft_bituning.tuners.rows.backbone import token_width
 
 HISTORIES = (4, 4, 3)  # items of each user; every cut is a row
