@@ -20,7 +20,7 @@ import transformers
 import peft_bituning
 from peft_bituning.data import LeaveOneOut, load_interactions
 from peft_bituning.data.samples import Split
-from peft_bituning.evaluation import evaluate_ranking, history_scorer
+from peft_bituning.evaluation import SEEN_ITEMS, evaluate_ranking, history_scorer
 from peft_bituning.recommenders import ItemKNN, Popularity, build_recommender, default_fit_arguments, fit_recommender
 
 COUNTING = {"popularity": Popularity, "item-knn": ItemKNN}
@@ -86,7 +86,8 @@ def average(runs: list[dict[str, Any]], mode: str, metric: str) -> float:
 def format_table(results: dict[str, list[dict[str, Any]]]) -> str:
     """Lay out the test metrics: mean over seeds, in brackets the standard error over users."""
     lines = []
-    for mode, title in (("unfiltered", "seen items not filtered"), ("filtered", "seen items filtered")):
+    for mode, seen in SEEN_ITEMS.items():
+        title = f"seen items {seen}"
         lines.append(f"{title:24}" + "".join(f"{metric:>18}" for metric in METRICS))
         for name, runs in results.items():
             cells = "".join(

@@ -1,4 +1,4 @@
-"""How large the prefix's gradient is, row by row: virtual tokens drawn at random against tokens that start from words.
+"""Size of the prefix's gradient, row by row: virtual tokens drawn at random against tokens that start from words.
 
     python examples/benchmarks/prefix_gradients.py
 

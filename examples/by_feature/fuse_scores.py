@@ -23,7 +23,7 @@ from peft_bituning.artifacts import write_whole
 from peft_bituning.catalog import ItemTable
 from peft_bituning.data import LeaveOneOut, Sample, load_interactions
 from peft_bituning.errors import BiTuningError, ConfigurationError
-from peft_bituning.evaluation import evaluate_ranking, history_scorer
+from peft_bituning.evaluation import SEEN_ITEMS, evaluate_ranking, history_scorer
 from peft_bituning.recommenders import ItemKNN, Popularity
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
 def to_markdown(rows: dict[str, Any]) -> str:
     """Lay the table out."""
     names = ("recall@10", "ndcg@10", "mrr")
-    titles = [f"{title}, {mode}" for mode in ("kept", "left out") for title in ("R@10", "N@10", "MRR")]
+    titles = [f"{title}, {mode}" for mode in SEEN_ITEMS.values() for title in ("R@10", "N@10", "MRR")]
     lines = [f"| test users | {' | '.join(titles)} |", "|" + " --- |" * 7]
     for label, row in rows.items():
         cells = [

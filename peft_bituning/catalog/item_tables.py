@@ -1,4 +1,4 @@
-"""Where item tables are made: in memory, or for a large catalog in a block file that a killed run goes on with."""
+"""Making of item tables: in memory, or for a large catalog in a block file that a killed run goes on with."""
 
 import logging
 import shutil

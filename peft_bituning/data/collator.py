@@ -1,4 +1,4 @@
-"""From histories to tensors: padded token ids and padded item indices."""
+"""Batches of histories as tensors: padded token ids and padded item indices."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

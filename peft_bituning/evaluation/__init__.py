@@ -1,9 +1,18 @@
 """Full ranking of held-out targets over the whole catalog."""
 
 from .catalog_ranks import catalog_ranks
-from .evaluator import HistoryScorer, RankingReport, evaluate_ranking, history_scorer, rank_batches, rank_users
+from .evaluator import (
+    SEEN_ITEMS,
+    HistoryScorer,
+    RankingReport,
+    evaluate_ranking,
+    history_scorer,
+    rank_batches,
+    rank_users,
+)
 
 __all__ = [
+    "SEEN_ITEMS",
     "HistoryScorer",
     "RankingReport",
     "catalog_ranks",

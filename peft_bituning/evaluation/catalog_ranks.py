@@ -23,7 +23,7 @@ def catalog_ranks(
     seen: Sequence[Collection[int]],
     max_scores: int = MAX_SCORES,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank each user's target by cosine among all items, ties counted half, seen items left in and left out.
+    """Rank each user's target by cosine among all items, ties counted half, seen items kept and left out.
 
     What `metrics.target_ranks` gives on `table.scores(users)`, `[B]` both, from tiles of it. A tile holds all items of
     as many rows as fit, and a small matrix is one tile; where fewer than `MIN_ROWS` fit, a chunk of items of many rows,

@@ -1,4 +1,4 @@
-"""Full ranking of I items for U users, seen items left in and left out at once."""
+"""Full ranking of I items for U users, seen items kept and left out at once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from ..recommenders import pad_histories
 from .catalog_ranks import MAX_SCORES, catalog_ranks
 
 USERS_A_PASS = 1024
+#: What becomes of the items of a user's own history in each mode; in print, "seen items kept" or "seen items left out".
+SEEN_ITEMS = {"unfiltered": "kept", "filtered": "left out"}
 
 
 class HistoryRecommender(Protocol):
@@ -72,7 +74,7 @@ def rank_batches(
 ) -> RankingReport:
     """Rank every sample's target, a batch at a time, as `evaluate_ranking` does.
 
-    `rank` gives the ranks of up to `batch_size` samples, `[B]` with seen items left in and `[B]` with them left out.
+    `rank` gives the ranks of up to `batch_size` samples, `[B]` with seen items kept and `[B]` with them left out.
     """
     for name, value in (("batch_size", batch_size), ("k", k)):
         if value < 1:

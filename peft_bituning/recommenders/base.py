@@ -1,4 +1,4 @@
-"""What every frozen ID-based recommender offers: states of a history, scores of the catalog, a hash, a folder.
+"""Frozen ID-based recommenders as such: states of a history, scores of the catalog, a hash, a folder.
 
 Shapes: `B` rows, `N` history length, `L` real items of the longest row, `C` collaborative width, `I` catalog items.
 """

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..data import ItemCatalog, PromptTemplate
+from ..evaluation import SEEN_ITEMS
 
 METRICS = ("recall@10", "ndcg@10", "mrr")
 
@@ -83,7 +84,7 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        for mode, seen in (("unfiltered", "kept"), ("filtered", "left out")):
+        for mode, seen in SEEN_ITEMS.items():
             metrics = row["test"][mode]
             cells = [f"{metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}" for name in METRICS]
             lines.append(f"| {row['name']} | {seen} | {' | '.join(cells)} | {row['test']['users']} |")

@@ -1,4 +1,4 @@
-"""From purchase histories and a language model to a trained side network, in one call."""
+"""Training of a side network in one call, from purchase histories and a language model."""
 
 import gc
 from pathlib import Path

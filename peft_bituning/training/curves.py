@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ..evaluation import SEEN_ITEMS
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +49,7 @@ def plot_curves(path: Path, epochs: list[dict[str, Any]], log_history: list[dict
         )
         for mode, style in (("unfiltered", "o-"), ("filtered", "o--")):
             values = [record["valid"][mode]["ndcg@10"] for record in records]
-            axes[1].plot(steps, values, style, color=colour, label=f"stage {stage}, seen {SEEN[mode]}")
+            axes[1].plot(steps, values, style, color=colour, label=f"stage {stage}, seen items {SEEN_ITEMS[mode]}")
     axes[0].set(title="Contrastive loss", xlabel="updates", ylabel="nats")
     axes[1].set(title="Validation NDCG@10", xlabel="updates", ylim=(0, None))
     for axis in axes[:2]:
@@ -65,6 +67,3 @@ def plot_curves(path: Path, epochs: list[dict[str, Any]], log_history: list[dict
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return True
-
-
-SEEN = {"unfiltered": "kept", "filtered": "left out"}

@@ -1,4 +1,4 @@
-"""What a stage keeps: weights, and the item table they speak to."""
+"""Results of a stage: weights, and the item table they speak to."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which training rows make up each update, the same for any number of processes."""
+"""The plan of updates: which training rows make up each of them, the same for any number of processes."""
 
 import random
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The one module beside the language model's own: what each adapter of a tuner adds to it."""
+"""The adapter layer: the one module beside the language model's own, with what each adapter adds to it."""
 
 from abc import abstractmethod
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""The one door to PEFT's internals: makes a tuner of this package known to PEFT."""
+"""Registration with PEFT, the one door to its internals: makes a tuner of this package known."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whether one method beats another on the same users, by a paired bootstrap.
+"""Paired bootstrap: whether one method beats another on the same users.
 
 Shapes: `U` users, `R` resamples.
 """

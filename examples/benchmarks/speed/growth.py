@@ -1,4 +1,4 @@
-"""How time and memory grow with items and tokens: one fresh process a figure, one thread.
+"""Growth of time and memory with items and tokens: one fresh process a figure, one thread.
 
     python examples/benchmarks/speed/growth.py               # all of it, a quarter of an hour
     python examples/benchmarks/speed/growth.py loss rank

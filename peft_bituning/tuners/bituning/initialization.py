@@ -1,4 +1,4 @@
-"""How an adapter's virtual tokens start: drawn at the scale of the model's own embeddings, or as words."""
+"""First values of an adapter's virtual tokens: drawn at the scale of the model's own embeddings, or as words."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The one tuner layer of a Bi-Tuning model: every adapter's prefix encoder, suffix and center."""
+"""The layer of a Bi-Tuning model: every adapter's prefix encoder, suffix and center."""
 
 from typing import cast
 

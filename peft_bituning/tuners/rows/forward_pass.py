@@ -1,4 +1,4 @@
-"""How packed rows go through the language model: as embeddings, or as ids whose embeddings are replaced on the way."""
+"""The forward pass of packed rows: as embeddings, or as ids whose embeddings are replaced on the way."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Where each token of a row stands: `[P prefix | text | suffix | padding]`, whatever padding the caller used."""
+"""The layout of a row: `[P prefix | text | suffix | padding]`, whatever padding the caller used."""
 
 from dataclasses import dataclass
 

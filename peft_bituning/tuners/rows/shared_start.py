@@ -1,4 +1,4 @@
-"""What all rows of a batch start with, prefix and instruction, run through the language model once."""
+"""The shared start of a batch, prefix and instruction, run through the language model once."""
 
 import logging
 from functools import cache

@@ -147,7 +147,7 @@ class Reranker(CandidateTask):
 
     @torch.no_grad()
     def scores(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Score the whole catalog for samples, seen items left in -> [B, I]; as one user is served."""
+        """Score the whole catalog for samples, seen items kept -> [B, I]; as one user is served."""
         known = self.retriever.scores(samples)
         sets = self.retriever.take(samples, known)
         return _all_reranked(known, sets, dict(zip(sets, self.letter_scores(sets), strict=True)))

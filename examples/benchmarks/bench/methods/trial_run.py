@@ -1,4 +1,4 @@
-"""What trials that tune a language model have in common, from the process to what describes the run."""
+"""The run of a trial that tunes a language model: from the process to what describes it."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

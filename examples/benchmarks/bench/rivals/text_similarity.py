@@ -1,4 +1,4 @@
-"""What frozen text vectors recommend without any training.
+"""Similarity of frozen text vectors, without any training.
 
 Shapes: `B` rows, `N` history length, `I` catalog items, `D` width.
 """

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from peft_bituning.data import Interactions, LeaveOneOut
-from peft_bituning.evaluation import RankingReport
+from peft_bituning.evaluation import SEEN_ITEMS, RankingReport
 from peft_bituning.metrics import user_gains
 
 from ..bootstrap import paired_bootstrap
@@ -17,7 +17,7 @@ from ..comparison import Finished
 from ..plan import ColdStart, Plan
 from .costs import row_costs
 
-MODES = {"unfiltered": "seen items not filtered", "filtered": "seen items filtered"}
+MODES = {mode: f"seen items {seen}" for mode, seen in SEEN_ITEMS.items()}
 METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10", "mrr": "MRR"}
 COMPARED = "ndcg@10"
 GROUPED = ("recall@10", COMPARED)

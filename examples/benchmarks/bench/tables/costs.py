@@ -1,4 +1,4 @@
-"""What rows cost: seconds, memory, weights."""
+"""Costs of rows: seconds, memory, weights."""
 
 import statistics
 from collections.abc import Sequence

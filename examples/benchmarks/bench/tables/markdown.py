@@ -46,7 +46,7 @@ def _validation(rows: dict[str, Any]) -> str:
     found = {label: row["valid"] for label, row in rows.items() if row["valid"]}
     best = {name: max((row[name]["mean"] for row in found.values()), default=0.0) for name in METRICS}
     lines = [[label, *(_value(row[name], best[name]) for name in METRICS)] for label, row in found.items()]
-    return markdown_table(f"validation, seen items not filtered | {NAMES}", lines)
+    return markdown_table(f"validation, seen items kept | {NAMES}", lines)
 
 
 def _groups(groups: dict[str, Any]) -> str:
@@ -57,7 +57,7 @@ def _groups(groups: dict[str, Any]) -> str:
     shown = " / ".join(METRICS[name] for name in GROUPED)
     labels = next(iter(groups.values()))["rows"]
     lines = [[label, *(cell(each["rows"][label]) for each in groups.values())] for label in labels]
-    text = markdown_table(" | ".join([f"seen items not filtered, {shown}", *heads]), lines)
+    text = markdown_table(" | ".join([f"seen items kept, {shown}", *heads]), lines)
     return f"{text}\n\nIn brackets the standard error of {METRICS[COMPARED]} over the group's users."
 
 

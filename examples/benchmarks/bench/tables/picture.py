@@ -18,7 +18,7 @@ COLOURS = {True: ("#1f4e79", "#8fb4d9"), False: ("#5a5a5a", "#bdbdbd")}  # ours,
 def plot_table(path: Path, table: dict[str, Any]) -> bool:
     """Draw Recall@10 and NDCG@10 of every row in both filter modes, the best at the top.
 
-    Where rows name a `line`, they are drawn over the shares of the users that they trained on, seen items not filtered,
+    Where rows name a `line`, they are drawn over the shares of the users that they trained on, seen items kept,
     and rows without one are levels. Whiskers are two standard errors, over seeds and over users added in squares.
 
     Returns:
@@ -68,7 +68,7 @@ def _lines(rows: dict[str, Any]) -> "Figure":
         for label, row in rows.items():
             if not row["line"]:
                 axis.axhline(row["unfiltered"][name]["mean"], color="#777777", linestyle="--", linewidth=1, label=label)
-        axis.set(title=METRICS[name], xlabel="training users; seen items not filtered", ylim=(0, None))
+        axis.set(title=METRICS[name], xlabel="training users; seen items kept", ylim=(0, None))
         axis.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""What makes the prefix: encoders of collaborative information, pluggable by name."""
+"""Prefix encoders: what makes the prefix of collaborative information, pluggable by name."""
 
 from .base import (
     Prefix,
