@@ -21,7 +21,7 @@ from peft_bituning.catalog import encode_items_into, table_blocks
 from peft_bituning.data import ItemCatalog
 from peft_bituning.data.readers.text_files import json_rows
 from peft_bituning.data.rejects import settled_report
-from peft_bituning.errors import BiTuningError
+from peft_bituning.errors import BiTuningError, ConfigurationError
 from peft_bituning.launch import launched_state, use_all_cores
 from peft_bituning.serving import hub
 from peft_bituning.serving.folder import ITEM_ADAPTER, item_identity
@@ -83,6 +83,8 @@ def main(argv: list[str]) -> None:
     )
     recommender.model.set_adapter(ITEM_ADAPTER, inference_mode=True)
     encoder = recommender.encoder.over(catalog)  # which begins with the recommender's own items
+    if arguments.batch_size < 1:
+        raise ConfigurationError(f"batch_size must be >= 1, got {arguments.batch_size}")
     encoder.batch_size = arguments.batch_size
     autocast = torch.bfloat16 if arguments.bf16 else None
     table = encode_items_into(encoder, blocks, autocast=autocast, progress=progress)

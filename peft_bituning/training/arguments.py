@@ -17,6 +17,24 @@ RETIRED = {
     "suffix_lr_ratio": "measured as useless",
     "group_cuts": "it follows from the prefix",
 }
+#: what `LaserArguments.paper` sets
+PAPER: dict[str, Any] = {
+    "stage1_epochs": 15,
+    "stage2_epochs": 5,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-4,
+    "stage2_learning_rate": 1e-4,
+    "temperature": 0.05,
+    "max_history": None,
+    "max_item_tokens": None,
+    "template": "paper",
+    "attributes": None,
+    "prefix_text": None,
+    "suffix_text": None,
+    "id_recommender": "bert4rec",
+    "max_collaborative_states": None,
+    "item_collaborative": "history",
+}
 _FREE = {"output_dir", "resume", "overwrite_output_dir", "log_with", "disable_tqdm", "save_steps", "save_total_limit"}
 
 
@@ -142,24 +160,7 @@ class LaserArguments:
             15 and 5 epochs, batch 4, learning rate 1e-4, temperature 0.05, the paper's template with whole histories,
             and all states of a BERT4Rec, an item's being that of a history of it alone.
         """
-        settings: dict[str, Any] = {
-            "stage1_epochs": 15,
-            "stage2_epochs": 5,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-4,
-            "stage2_learning_rate": 1e-4,
-            "temperature": 0.05,
-            "max_history": None,
-            "max_item_tokens": None,
-            "template": "paper",
-            "attributes": None,
-            "prefix_text": None,
-            "suffix_text": None,
-            "id_recommender": "bert4rec",
-            "max_collaborative_states": None,
-            "item_collaborative": "history",
-        }
-        return cls(output_dir=output_dir, **{**settings, **changes})
+        return cls(output_dir=output_dir, **{**PAPER, **changes})
 
     @property
     def history(self) -> HistorySettings:

@@ -13,7 +13,7 @@ from peft_bituning.base_models import load_base_model
 from peft_bituning.data import Interactions, ItemCatalog, load_interactions
 from peft_bituning.errors import ConfigurationError
 from peft_bituning.training import LaserArguments
-from peft_bituning.training.arguments import ID_RECOMMENDERS, RENAMED
+from peft_bituning.training.arguments import ID_RECOMMENDERS, PAPER, RENAMED
 
 from .cells import present_names
 from .methods import METHODS, TUNERS, Method
@@ -33,21 +33,10 @@ RESERVED = {"seed", "output_dir", "resume", "overwrite_output_dir"}
 #: What a file that does not say it means: the defaults that `LaserArguments` once had, so that an old file is still the
 #: same comparison.
 DEFAULTS: dict[str, Any] = {
-    "stage1_epochs": 15,
-    "stage2_epochs": 5,
+    **PAPER,
     "per_device_train_batch_size": 8,
     "learning_rate": 1e-3,
     "stage2_learning_rate": None,
-    "temperature": 0.05,
-    "max_history": None,
-    "max_item_tokens": None,
-    "template": "paper",
-    "attributes": None,
-    "prefix_text": None,
-    "suffix_text": None,
-    "id_recommender": "bert4rec",
-    "max_collaborative_states": None,
-    "item_collaborative": "history",
     "save_total_limit": 1,
 }
 
