@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..artifacts import whole_file
 from ..errors import DataError, UnknownItemError
 from .rejects import ReadReport, Row
 from .values import as_id, as_text
@@ -127,7 +128,7 @@ class ItemCatalog:
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write one JSON object an item: `item_id`, then its attributes."""
-        with Path(path).open("w", encoding="utf-8", newline="\n") as stream:
+        with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
             for item_id, row in zip(self.item_ids, self.attributes, strict=True):
                 stream.write(json.dumps({"item_id": item_id, **row}, ensure_ascii=False) + "\n")
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..artifacts import write_whole
 from ..errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class ReadReport:
         """Write the rejected rows as JSON lines into a file, whose folder is made if needed; return its path."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("".join(json.dumps(asdict(row)) + "\n" for row in self.rejected), encoding="utf-8")
+        write_whole(target, "".join(json.dumps(asdict(row)) + "\n" for row in self.rejected))
         return target
 
     def check(self, threshold: float = DEFAULT_MAX_REJECTED, rejects_path: str | Path | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..artifacts import write_whole
 from ..data import ItemCatalog, PromptTemplate
 from ..evaluation import SEEN_ITEMS
 
@@ -67,7 +68,7 @@ def write_card(
     if results.get("versions"):
         versions = ", ".join(f"{package} {number}" for package, number in results["versions"].items())
         sections += ["## Versions", versions]
-    path.write_text(str(ModelCard("\n\n".join(sections) + "\n")), encoding="utf-8")
+    write_whole(path, str(ModelCard("\n\n".join(sections) + "\n")))
 
 
 def results_table(rows: Sequence[dict[str, Any]]) -> str:

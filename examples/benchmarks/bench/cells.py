@@ -1,7 +1,6 @@
 """Cells: one method with one seed, kept whole in a folder that is named by everything that decides the result."""
 
 import fcntl
-import hashlib
 import json
 import logging
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peft_bituning.artifacts import write_whole
+from peft_bituning.artifacts import sha256_of_file, sha256_of_json, whole_file, write_whole
 from peft_bituning.errors import CheckpointError
 from peft_bituning.training import LaserArguments
 from peft_bituning.training.arguments import RENAMED
@@ -62,7 +61,7 @@ class Cell:
         try:
             values = json.loads((self.folder / CELL_FILE).read_text(encoding="utf-8"))
             is_whole = values["identity"] == self.identity and all(
-                values[f"{name}_sha256"] == _sha256(self.path(name)) for name in self.tensor_files
+                values[f"{name}_sha256"] == sha256_of_file(self.path(name)) for name in self.tensor_files
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -87,8 +86,9 @@ class Cell:
                 values, tensors = run()
             values = {"identity": self.identity, **values}
             for name, content in tensors.items():
-                save_file(content, self.path(name))
-                values[f"{name}_sha256"] = _sha256(self.path(name))
+                with whole_file(self.path(name)) as temporary:
+                    save_file(content, temporary)
+                values[f"{name}_sha256"] = sha256_of_file(self.path(name))
             write_whole(self.folder / CELL_FILE, json.dumps(values, indent=1))  # last: what it names is there
             forget_checkpoints(self.folder)
 
@@ -121,7 +121,7 @@ def place_cell(output_dir: str | Path, method: str, seed: int, identity: Values)
 
 def digest(values: Any, length: int = 12) -> str:
     """Return the first digits of the sha256 (hex) over JSON values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:length]
+    return sha256_of_json(values, sort_keys=True)[:length]
 
 
 def deciding(arguments: LaserArguments, names: tuple[str, ...]) -> Values:
@@ -148,8 +148,3 @@ def present_names(values: Values) -> Values:
 def forget_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a trial whose result is written down."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """The cells of a comparison, row x seed: named by what decides them, run in processes of their own, read."""
 
-import hashlib
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
+from peft_bituning.artifacts import sha256_of_file
 from peft_bituning.base_models import BaseModel
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.errors import CheckpointError
@@ -133,7 +133,7 @@ def _model_identity(model: str) -> Values:
         return {"name": model}
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     config = folder / "config.json"
-    digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else None
+    digest = sha256_of_file(config) if config.is_file() else None
     return {"name": folder.resolve().name, "files": files, "config": digest}
 
 
