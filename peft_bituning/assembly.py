@@ -16,6 +16,7 @@ from .data.collator import HistoryCollator
 from .errors import ConfigurationError
 from .recommenders import IDRecommender
 from .tuners.bituning import BiTuningConfig
+from .tuners.bituning.encoders import prefix_encoder_class
 from .tuners.rows.backbone import max_positions
 from .tuners.rows.embedding_model import EmbeddingModel
 
@@ -104,6 +105,12 @@ def attach_adapter(
     """
     refuse_adapter(base)
     config = replace(config)
+    reads = not isinstance(config, BiTuningConfig) or prefix_encoder_class(config.prefix_encoder).needs_collaborative
+    if id_recommender is None and reads:
+        raise ConfigurationError(
+            f"id_recommender must not be 'none' for {_reader(config)}, which reads its embeddings; name one, or take "
+            "prefix_encoder='static'"
+        )
     width: int | None = getattr(config, "collaborative_dim", None)
     if id_recommender is not None and width is None:
         width = config.collaborative_dim = id_recommender.embedding_dim  # type: ignore[attr-defined]
@@ -117,11 +124,6 @@ def attach_adapter(
     model = get_peft_model(base.model, config)
     config.base_model_name_or_path, config.revision = base.name, base.revision
     found = cast(EmbeddingModel, model)  # a PeftModel passes on what its tuner offers
-    if id_recommender is None and found.needs_collaborative:
-        raise ConfigurationError(
-            f"id_recommender must not be 'none' for {_reader(config)}, which reads its embeddings; name one, or take "
-            "prefix_encoder='static'"
-        )
     if not any(parameter.requires_grad for parameter in found.parameters()):
         raise ConfigurationError(
             f"the adapter must have something to train, got {_reader(config)} with "

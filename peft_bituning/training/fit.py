@@ -80,7 +80,7 @@ def fit(
         split = LeaveOneOut.of(data)
         base = load_base_model(base_model)
         if arguments.resume and folder.is_finished:
-            folder.check_finished(data, base, config)
+            folder.check_finished(data, base, config, id_recommender, template)
             accelerator.end_training()
             return LaserRecommender.from_pretrained(folder.path, base, accelerator.device)
         # what can be refused is, before a recommender is trained
@@ -104,10 +104,9 @@ def _train(
 ) -> LaserRecommender:
     """Measure the baselines, train, test, save."""
     accelerator, arguments, num_items = folder.accelerator, folder.arguments, len(data.items)
-    if accelerator.is_main_process:
-        say_what_is_ahead(encoder, split, num_items, arguments, accelerator.num_processes)
     identity = _identity(data, base, known, encoder)
     training = TwoStageTraining(accelerator, encoder, split, num_items, arguments, folder.store, identity)
+    say_what_is_ahead(training)
     training.read_checkpoint()
     report = Report(folder, training, data, base, known)
     first_table = report.baselines()

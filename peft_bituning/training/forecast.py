@@ -3,10 +3,8 @@
 import logging
 import time
 
-from ..catalog.encoder import HistoryEncoder
-from ..data.samples import LeaveOneOut
-from .arguments import LaserArguments
 from .report import count_parameters
+from .stages import TwoStageTraining
 
 logger = logging.getLogger(__name__)
 
@@ -16,10 +14,18 @@ PROBED = 16  # users
 BACKWARD = 2  # passes over frozen layers that the gradient of their inputs costs, in forward passes
 
 
-def say_what_is_ahead(
-    encoder: HistoryEncoder, split: LeaveOneOut, num_items: int, arguments: LaserArguments, processes: int
-) -> None:
-    """Say before training starts what is unusual about a run: short histories, texts alike, many weights, hours."""
+def say_what_is_ahead(training: TwoStageTraining) -> None:
+    """Say before training starts what is unusual about a run: short histories, texts alike, many weights, hours.
+
+    All processes must call it; the main one speaks.
+
+    Args:
+        training: the training, its model prepared, so that a pass takes what it will take.
+    """
+    encoder, split = training.encoder, training.split
+    seconds = estimated_seconds(training) / training.accelerator.num_processes
+    if not training.accelerator.is_main_process:
+        return
     if split.users_not_evaluated:
         logger.info("%d users with fewer than three events train only", split.users_not_evaluated)
     if twins := encoder.collator.prompts.twin_count:
@@ -34,7 +40,6 @@ def say_what_is_ahead(
             100 * share,
             f"{total - trainable:,}",
         )
-    seconds = estimated_seconds(encoder, split, num_items, arguments) / processes
     if seconds > LONG:
         logger.warning(
             "training takes about %.1f hours on this machine, by one batch; fewer rows (--max_samples_per_epoch, "
@@ -43,17 +48,17 @@ def say_what_is_ahead(
         )
 
 
-def estimated_seconds(encoder: HistoryEncoder, split: LeaveOneOut, num_items: int, arguments: LaserArguments) -> float:
+def estimated_seconds(training: TwoStageTraining) -> float:
     """Estimate how long both stages take in one process, by the tokens of all epochs and the time of one batch.
 
     `seconds = (tokens encoded + 3 tokens trained) x seconds per token`, virtual tokens among them; early stopping
     and what rows share are not counted.
     """
+    encoder, arguments = training.encoder, training.arguments
     virtual = encoder.model.num_virtual_tokens + 1
-    users = [sample.history for sample in split.samples("valid")][: arguments.max_validation_users]
-    rows = [sample.history for sample in split.training_samples(arguments.cuts, arguments.seed)]  # type: ignore[arg-type]
-    rows = rows[: arguments.max_samples_per_epoch]
-    items = [[item] for item in range(num_items)]
+    users = [sample.history for sample in training.validation]
+    rows = [sample.history for sample in training.epoch_samples(0)]
+    items = [[item] for item in range(training.num_items)]
     tokens = {
         name: sum(encoder.collator.length(history, kind) + virtual for history in histories)
         for name, kind, histories in (("users", "user", users), ("rows", "user", rows), ("items", "item", items))

@@ -20,7 +20,7 @@ from ..evaluation import evaluate_ranking, history_scorer, rank_users
 from ..recommenders import IDRecommender, ItemKNN, Popularity
 from ..tuners.bituning import BiTuningConfig
 from ..tuners.rows.embedding_model import EmbeddingModel
-from .run_folder import RunFolder, settings_of
+from .run_folder import RunFolder, parts_of, settings_of
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
 
@@ -150,6 +150,7 @@ class Report:
             "id_recommender": None if known is None else known.recommender_type,
             "data": self.data.content_hash,
             "settings": {**settings_of(training.arguments), "processes": training.accelerator.num_processes},
+            "parts": parts_of(self.data, known, prompts.template),
             "adapter": to_json(cast(PeftModel, training.model).peft_config[ADAPTER].to_dict()),
             "seconds": {**self.folder.seconds, **took},
             **provenance(training.model, encoder.device),

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from peft import PeftConfig
 
 from ..artifacts import differences, to_json
 from ..base_models import BaseModel
-from ..data import Interactions
+from ..data import Interactions, PromptTemplate
 from ..errors import CheckpointError, ConfigurationError
+from ..recommenders import IDRecommender
 from ..tuners.bituning import BiTuningConfig
+from ..tuners.rows.backbone import token_width
 from .arguments import RENAMED, LaserArguments
 from .checkpoint import CheckpointStore
 
@@ -82,8 +84,15 @@ class RunFolder:
             self.accelerator.init_trackers("peft_bituning", config=_flat(self.arguments.trajectory()))
         self.accelerator.wait_for_everyone()
 
-    def check_finished(self, data: Interactions, base: BaseModel, config: BiTuningConfig) -> None:
-        """Hold a finished run against what is asked for; what it did not know yet is free.
+    def check_finished(
+        self,
+        data: Interactions,
+        base: BaseModel,
+        config: BiTuningConfig,
+        id_recommender: IDRecommender | None = None,
+        template: PromptTemplate | None = None,
+    ) -> None:
+        """Hold a finished run against what is asked for; settings that it did not know yet are free.
 
         Raises:
             CheckpointError: its settings, its data or its language model are others, or cannot be read.
@@ -95,27 +104,43 @@ class RunFolder:
                 f"{RESULTS_FILE} of the finished run in {self.path} cannot be read ({error}); choose another folder, "
                 "or train anew there with --overwrite_output_dir"
             ) from error
+        config = replace(config)
+        config.fill_sizes(token_width(base.model))
         inherited = {each.name for each in fields(PeftConfig)}
         given = {key: value for key, value in config.to_dict().items() if value is not None and key not in inherited}
         asked = to_json(
             {
                 "settings": settings_of(self.arguments),
                 "adapter": given,
+                "parts": parts_of(data, id_recommender, template),
                 "base_model": base.name,
                 "data": data.content_hash,
             }
         )
-        found = {name: results.get(name) for name in asked}
-        for part in ("settings", "adapter"):
-            known = {RENAMED.get(name, name): value for name, value in (found[part] or {}).items()}
-            asked[part] = {name: value for name, value in asked[part].items() if name in known}
-            found[part] = {name: known[name] for name in asked[part]}
+        found = {name: results.get(name) or {} for name in asked}
+        found["adapter"] = {**BiTuningConfig().to_dict(), **found["adapter"]}  # what a run made before a field had
+        for group in ("settings", "adapter", "parts"):
+            known = {RENAMED.get(name, name): value for name, value in found[group].items()}
+            asked[group] = {name: value for name, value in asked[group].items() if name in known}
+            found[group] = {name: known[name] for name in asked[group]}
         if different := differences(found, asked):
             raise CheckpointError(
                 f"the finished run in {self.path} is another one: {'; '.join(different)}; choose another folder, or "
                 "train anew there with --overwrite_output_dir"
             )
         logger.info("the run in %s is finished: nothing is trained", self.path)
+
+
+def parts_of(
+    data: Interactions, id_recommender: IDRecommender | None, template: PromptTemplate | None
+) -> dict[str, Any]:
+    """Name the parts that a run may be handed, by what is in them; those that are None are left out."""
+    parts: dict[str, Any] = {}
+    if id_recommender is not None:
+        parts["id_recommender"] = id_recommender.content_hash()
+    if template is not None:
+        parts["template"] = replace(template, fields=template.fields_for(data.items)).to_dict()
+    return parts
 
 
 def settings_of(arguments: LaserArguments) -> dict[str, Any]:

@@ -134,6 +134,28 @@ def test_a_question_lets_its_rows_vary(changed: Callable[..., Path]) -> None:
     assert (arguments.stage1_epochs, arguments.stage2_epochs) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("values", "changes", "message"),
+    [
+        ({"methods": 3}, {"methods": ["a"]}, "methods of file.yaml must hold lines of `name: value`, got 3"),
+        ({"methods": ["a"]}, {"methods": ["a"]}, "methods of file.yaml must hold lines of `name: value`, got"),
+        ({"methods": {"lora": None}, "paper": 3}, {"methods": ["lora"]}, "paper of file.yaml must hold lines"),
+        ({"methods": {"lora": {"over": ["x"]}}}, {"methods": ["lora"]}, "over of lora must be a valid string"),
+        ({"methods": {"lora": None}, "source": "x"}, {"source": "y"}, "source of file.yaml must hold lines"),
+        (
+            {"based_on": "below.yaml", "training": 3},
+            {},
+            "training of file.yaml must hold lines of `name: value`",
+        ),
+    ],
+)
+def test_what_is_read_before_the_check(values: Any, changes: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("training: {}")
+    (tmp_path / "file.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigurationError, match=message):
+        read_plan(tmp_path / "file.yaml", changes)
+
+
 def test_rows_are_chosen_with_what_the_file_says_of_them() -> None:
     """Of the others neither the paper's numbers nor the baseline are asked for."""
     (path,) = (path for path in FILES if path.stem == "table4_parts")

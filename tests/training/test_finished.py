@@ -9,12 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from peft_bituning.data import Interactions
+from peft_bituning import BiTuningConfig
+from peft_bituning.data import PRESETS, Interactions
 from peft_bituning.errors import CheckpointError, ConfigurationError
+from peft_bituning.recommenders import Precomputed
 from peft_bituning.serving import LaserRecommender
+from peft_bituning.training import LaserArguments, fit
 from peft_bituning.training.stages import TwoStageTraining
 
 Train = Callable[..., LaserRecommender]
+SMALL = (
+    "num_virtual_tokens",
+    "num_experts",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_num_attention_heads",
+)
 
 
 @pytest.fixture
@@ -64,6 +74,8 @@ def test_other_data_is_refused(no_training: LaserRecommender, train: Train, few:
     fewer = replace(few, histories=few.histories[1:], user_ids=few.user_ids[1:])
     with pytest.raises(CheckpointError, match="data was '.*' and is '.*'"):
         train(prefix_text="a b", resume=True, data=fewer)
+    with pytest.raises(CheckpointError, match="another one: parts.id_recommender was '.*' and is '.*'"):
+        train(prefix_text="a b", resume=True, known=Precomputed(torch.ones(10, 8)))
 
 
 def test_damaged_results_are_named(no_training: LaserRecommender, train: Train, tmp_path: Path) -> None:
@@ -85,3 +97,28 @@ def test_one_of_before_settings_were_renamed_is_loaded(
     assert torch.equal(train(prefix_text="a b", resume=True).table.embeddings, no_training.table.embeddings)
     with pytest.raises(CheckpointError, match="settings.id_recommender was 'bert4rec' and is 'none'"):
         train(prefix_text="a b", resume=True, id_recommender="none")
+    with pytest.raises(CheckpointError, match="adapter.center_embeddings was False and is True"):
+        train(prefix_text="a b", resume=True, adapter={"center_embeddings": True})
+
+
+def test_sizes_that_are_not_given_are_those_of_the_model(no_training: LaserRecommender, train: Train) -> None:
+    """Not whatever the finished run has."""
+    with pytest.raises(CheckpointError, match="adapter.num_virtual_tokens was 2 and is 8"):
+        train(prefix_text="a b", resume=True, adapter={"num_virtual_tokens": None})
+
+
+def test_another_template_object_is_refused(
+    no_training: LaserRecommender, few: Interactions, tiny_base: Any, tmp_path: Path
+) -> None:
+    settings = {
+        name: value
+        for name, value in no_training.settings.results["settings"].items()
+        if name in LaserArguments.__dataclass_fields__
+    }
+    arguments = LaserArguments(output_dir=str(tmp_path / "output"), resume=True, disable_tqdm=True, **settings)
+    adapter = no_training.model.peft_config["default"]
+    config = BiTuningConfig(**{name: getattr(adapter, name) for name in SMALL})
+    found = fit(few, None, tiny_base(), config, arguments, template=PRESETS["no_instruction"])
+    assert torch.equal(found.table.embeddings, no_training.table.embeddings)
+    with pytest.raises(CheckpointError, match="another one: parts.template.instruction was"):
+        fit(few, None, tiny_base(), config, arguments, template=PRESETS["paper"])

@@ -56,7 +56,7 @@ def read_plan(path: Path, changes: dict[str, Any], smoke: bool = False) -> Plan:
     if chosen is not None:
         values = _with_rows(values, chosen, path.name)
     if "source" in changes:
-        changes["source"] = {**(values.get("source") or {}), "dataset": changes["source"]}
+        changes["source"] = {**_mapping(values, "source", path.name), "dataset": changes["source"]}
     plan = Plan.of({**values, **changes}, path)
     return _for_a_moment(plan) if smoke else plan
 
@@ -75,19 +75,29 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if below.resolve() in (each.resolve() for each in (*above, path)):
         raise ConfigurationError(f"{BASED_ON} must not lead back to the file itself, got {below.name!r} in {path.name}")
     base = {name: value for name, value in _read(below, (*above, path)).items() if name in INHERITED}
-    training = {**(base.get("training") or {}), **(values.get("training") or {})}
+    training = {**_mapping(base, "training", below.name), **_mapping(values, "training", path.name)}
     return {**base, **values, "training": training}
+
+
+def _mapping(values: dict[str, Any], name: str, file: str) -> dict[str, Any]:
+    """Return a part of a file that is to hold names and values."""
+    part = values.get(name) or {}
+    if not isinstance(part, dict):
+        raise ConfigurationError(f"{name} of {file} must hold lines of `name: value`, got {part!r}")
+    return part
 
 
 def _with_rows(values: dict[str, Any], chosen: list[str], file: str) -> dict[str, Any]:
     """Keep the chosen rows, those that they are trained over, and what the file says of them."""
-    rows = values["methods"] or {}
+    rows = _mapping(values, "methods", file)
     if missing := [name for name in chosen if name not in rows]:
         raise ConfigurationError(f"--methods must be rows of {file}, got {', '.join(missing)}")
-    below = [row["over"] for row in map(rows.get, chosen) if isinstance(row, dict) and row.get("over") in rows]
-    paper = {name: row for name, row in (values.get("paper") or {}).items() if name in chosen}
+    overs = [row.get("over") for row in map(rows.get, chosen) if isinstance(row, dict)]
+    below = [over for over in overs if isinstance(over, str) and over in rows]
+    paper = {name: row for name, row in _mapping(values, "paper", file).items() if name in chosen}
     kept = {**values, "methods": {name: rows[name] for name in (*chosen, *below)}, "paper": paper}
-    if kept.get("baseline") in rows and kept["baseline"] not in chosen:
+    baseline = kept.get("baseline")
+    if isinstance(baseline, str) and baseline in rows and baseline not in chosen:
         del kept["baseline"]
     return kept
 
