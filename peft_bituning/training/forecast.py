@@ -23,8 +23,11 @@ def say_what_is_ahead(training: TwoStageTraining) -> None:
         training: the training, its model prepared, so that a pass takes what it will take.
     """
     encoder, split = training.encoder, training.split
+    is_main = training.accelerator.is_main_process
+    if not (is_main or hasattr(encoder.model, "unshard")):  # FSDP2: a forward pass gathers weights from all processes
+        return
     seconds = estimated_seconds(training) / training.accelerator.num_processes
-    if not training.accelerator.is_main_process:
+    if not is_main:
         return
     if split.users_not_evaluated:
         logger.info("%d users with fewer than three events train only", split.users_not_evaluated)
