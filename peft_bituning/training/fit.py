@@ -106,8 +106,9 @@ def _train(
     accelerator, arguments, num_items = folder.accelerator, folder.arguments, len(data.items)
     identity = _identity(data, base, known, encoder)
     training = TwoStageTraining(accelerator, encoder, split, num_items, arguments, folder.store, identity)
-    say_what_is_ahead(training)
     training.read_checkpoint()
+    if not training.is_resumed:  # or it would say what is behind
+        say_what_is_ahead(training)
     report = Report(folder, training, data, base, known)
     first_table = report.baselines()
     with folder.timed("training_this_run"):
