@@ -17,7 +17,7 @@ from peft_bituning.catalog import ItemTable
 from peft_bituning.catalog.encoder import HistorySettings
 from peft_bituning.data import Interactions, LeaveOneOut, load_interactions
 from peft_bituning.losses import catalog_contrastive_loss
-from peft_bituning.tuners.rows.backbone import embeddings_of
+from peft_bituning.tuners.vocabulary import embeddings_of
 
 WORDS = "You are an intelligent recommendation assistant. Please summarize the user's characteristics"
 

@@ -14,8 +14,7 @@ from ..errors import ConfigurationError, InputError
 from ..launch import gathered, processes
 from ..recommenders.base import IDRecommender
 from ..tuners.rows.common_start import keep_starts
-from ..tuners.rows.embedding_model import EmbeddingModel
-from ..tuners.rows.outputs import BiTuningOutput
+from ..tuners.rows.embedding_model import BiTuningOutput, EmbeddingModel
 from .item_table import non_finite_rows
 
 ITEM_COLLABORATIVE = ("history", "embedding")

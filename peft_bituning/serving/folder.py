@@ -7,12 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
 from ..artifacts import whole_file, write_whole
 from ..assembly import refuse_adapter
-from ..base_models import BaseModel
+from ..base_models import BaseModel, check_same_base, load_base_model
 from ..catalog.encoder import HistoryEncoder, HistorySettings
 from ..catalog.item_table import ItemTable
 from ..data import ItemCatalog, PromptTemplate
@@ -207,6 +208,19 @@ def item_identity(folder: Path) -> dict[str, Any]:
         "item_collaborative": settings.item_collaborative,
         **{name: listed[name] for name in files},
     }
+
+
+def load_base(settings: LaserSettings, given: str | Path | BaseModel | None, dtype: torch.dtype) -> BaseModel:
+    """Load the language model that a folder names, or take the given one; refuse one that is another."""
+    recorded = settings.base_model
+    name = recorded["name"]
+    if given is None and recorded.get("is_local") and not Path(name).is_dir():
+        raise ArtifactError(
+            f"the language model was a local folder named {name!r}, which is not saved here; give it as base_model="
+        )
+    base = load_base_model(given or name, dtype, None if given is not None else recorded.get("revision"))
+    check_same_base(base, name, recorded["fingerprint"])
+    return base
 
 
 def load_adapters(base: BaseModel, folder: Path) -> PeftModel:

@@ -14,16 +14,25 @@ from peft import PeftModel
 from torch import Tensor
 
 from ..assembly import assemble
-from ..base_models import BaseModel, check_same_base, load_base_model
+from ..base_models import BaseModel
 from ..catalog.encoder import HistoryEncoder
 from ..catalog.index import ExactIndex, ItemIndex
 from ..catalog.item_table import ItemTable
 from ..data import ItemCatalog, PromptTemplate
-from ..errors import ArtifactError, ConfigurationError, UnknownItemError
+from ..errors import ConfigurationError, UnknownItemError
 from ..recommenders import IDRecommender
 from ..tuners.rows.embedding_model import EmbeddingModel
 from . import hub
-from .folder import ITEM_ADAPTER, USER_ADAPTER, LaserSettings, SavedParts, load_adapters, read_folder, write_folder
+from .folder import (
+    ITEM_ADAPTER,
+    USER_ADAPTER,
+    LaserSettings,
+    SavedParts,
+    load_adapters,
+    load_base,
+    read_folder,
+    write_folder,
+)
 
 
 class LaserRecommender:
@@ -281,11 +290,9 @@ class LaserRecommender:
             save_directory: the folder; files of an earlier save are replaced, others left.
             repo_id: the Hub repository that the model card's example loads; None loads the folder.
         """
-        write_folder(Path(save_directory), self.model, self._parts(), repo_id)
-
-    def _parts(self) -> SavedParts:
         settings = replace(self.settings, table_checksum=self.table.checksum())
-        return SavedParts(settings, self.template, self.items, self.table, self.id_recommender)
+        parts = SavedParts(settings, self.template, self.items, self.table, self.id_recommender)
+        write_folder(Path(save_directory), self.model, parts, repo_id)
 
     @classmethod
     def from_pretrained(
@@ -320,7 +327,7 @@ class LaserRecommender:
         if not folder.is_dir():
             folder = hub.download(str(path_or_repo), revision=revision, token=token)
         parts = read_folder(folder)
-        base = _load_base(parts.settings, base_model, dtype)
+        base = load_base(parts.settings, base_model, dtype)
         model = load_adapters(base, folder)
         return cls(
             base, model, parts.items, parts.table, parts.template, parts.id_recommender, parts.settings, device=device
@@ -349,18 +356,6 @@ class LaserRecommender:
         return hub.upload(
             lambda folder: self.save_pretrained(folder, repo_id), repo_id, private, token, commit_message, create_pr
         )
-
-
-def _load_base(settings: LaserSettings, given: str | Path | BaseModel | None, dtype: torch.dtype) -> BaseModel:
-    recorded = settings.base_model
-    name = recorded["name"]
-    if given is None and recorded.get("is_local") and not Path(name).is_dir():
-        raise ArtifactError(
-            f"the language model was a local folder named {name!r}, which is not saved here; give it as base_model="
-        )
-    base = load_base_model(given or name, dtype, None if given is not None else recorded.get("revision"))
-    check_same_base(base, name, recorded["fingerprint"])
-    return base
 
 
 def _strings(values: Sequence[str], name: str) -> list[str]:

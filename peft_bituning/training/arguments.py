@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+
 from ..catalog.encoder import ITEM_COLLABORATIVE, HistorySettings
+from ..data.samples import LeaveOneOut, Sample
 from ..errors import ConfigurationError
 
 CUTS = ("every_cut", "random_cut", "last_cut")
@@ -172,6 +175,15 @@ class LaserArguments:
             max_collaborative_states=self.max_collaborative_states,
             item_collaborative=self.item_collaborative,
         )
+
+    def validation_samples(self, split: LeaveOneOut) -> list[Sample]:
+        """Return the users to validate on, all of them or a seeded draw of `max_validation_users`."""
+        samples, limit = split.samples("valid"), self.max_validation_users
+        if limit is None or limit >= len(samples):
+            return samples
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(samples), generator=generator)[:limit].sort().values
+        return [samples[index] for index in chosen.tolist()]
 
     def trajectory(self) -> dict[str, Any]:
         """Return the settings that decide the course of training: those a resumed run must share."""

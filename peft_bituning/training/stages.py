@@ -66,7 +66,7 @@ class TwoStageTraining(ResumableTraining):
         self.split = split
         self.num_items = num_items
         self.together = not self.model.needs_collaborative if together is None else together
-        self.validation = validation_samples(split, arguments)
+        self.validation = arguments.validation_samples(split)
         self.items: ItemSide | None = None
         self.best: StageResult | None = None
         self.stage1: StageResult | None = None
@@ -202,14 +202,3 @@ class TwoStageTraining(ResumableTraining):
             name: StageResult(tensors[name], sides[numbers[name]], **kept) for name, kept in saved.state["kept"].items()
         }
         self.best, self.stage1 = results.get("best"), results.get("stage1")
-
-
-def validation_samples(split: LeaveOneOut, arguments: LaserArguments) -> list[Sample]:
-    """Return the users to validate on, all of them or a seeded draw of `max_validation_users`."""
-    samples = split.samples("valid")
-    limit = arguments.max_validation_users
-    if limit is None or limit >= len(samples):
-        return samples
-    generator = torch.Generator().manual_seed(arguments.seed)
-    chosen = torch.randperm(len(samples), generator=generator)[:limit].sort().values
-    return [samples[index] for index in chosen.tolist()]

@@ -15,7 +15,7 @@ from ..errors import NonFiniteLossError
 from ..tuners.rows.embedding_model import EmbeddingModel
 from .arguments import LaserArguments
 from .sharding import average_gradients
-from .update_plan import share_of, split_by_tokens
+from .update_plan import plan_passes
 
 AFTER_NON_FINITE = (
     "The last checkpoint is from before and stays; lower learning_rate or max_grad_norm, or use bfloat16 or float32, "
@@ -147,7 +147,9 @@ class Update:
     def _accumulate(self, epoch: EpochRows, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Run this process's passes backward; return its sums of both losses [2], and the rows of experts [K]."""
         accelerator, world = self.accelerator, self.accelerator.num_processes
-        shares = self._passes(epoch, rows)
+        lengths, users = [epoch.lengths[row] + epoch.num_virtual_tokens for row in rows], epoch.users
+        accumulation, limit = self.arguments.gradient_accumulation_steps, self.arguments.max_tokens_per_pass
+        shares = plan_passes(rows, lengths, users and [users[row] for row in rows], world, accumulation, limit)
         total = sum(epoch.weights[row] for row in rows)
         sums = torch.zeros(2, device=accelerator.device)
         experts: Tensor | None = None
@@ -165,26 +167,6 @@ class Update:
             if found.expert_rows is not None:
                 experts = found.expert_rows if experts is None else experts + found.expert_rows
         return sums, experts
-
-    def _passes(self, epoch: EpochRows, rows: Sequence[int]) -> list[list[list[int]]]:
-        """Cut an update into the passes of each process; all make as many, the last of some without rows."""
-        world, limit = self.accelerator.num_processes, self.arguments.max_tokens_per_pass
-        passes: list[list[list[int]]] = []
-        for process in range(world):
-            shares = share_of(rows, process, world, self.arguments.gradient_accumulation_steps)
-            if limit is not None:
-                lengths = {row: epoch.lengths[row] + epoch.num_virtual_tokens for row in rows}
-                users = epoch.users
-                shares = [
-                    part
-                    for share in shares
-                    for part in split_by_tokens(
-                        share, [lengths[row] for row in share], limit, users and [users[row] for row in share]
-                    )
-                ]
-            passes.append(shares)
-        most = max(map(len, passes))
-        return [own + [[]] * (most - len(own)) for own in passes]
 
     def _explain(self, where: str, contrastive_loss: float, aux_loss: float, coef: float) -> str:
         parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}

@@ -71,6 +71,36 @@ def _fill(runs: list[list[int]], size: int) -> list[list[int]]:
     return updates
 
 
+def plan_passes(
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    users: Sequence[int] | None,
+    num_processes: int,
+    accumulation: int,
+    max_tokens: int | None,
+) -> list[list[list[int]]]:
+    """Cut an update into the passes of each process; all make as many, the last of some without rows.
+
+    Args:
+        rows: row numbers of the update, over all processes.
+        lengths: tokens of each of them, virtual ones among them.
+        users: the user of each of them where a user's rows take one pass.
+        num_processes: that share the update.
+        accumulation: passes of each process where `max_tokens` does not ask for more.
+        max_tokens: slots per pass, see `split_by_tokens`; None is no limit.
+    """
+    passes = []
+    for process in range(num_processes):
+        shares = share_of(range(len(rows)), process, num_processes, accumulation)
+        if max_tokens is not None:
+            width, user = lengths.__getitem__, users and users.__getitem__
+            parts = [split_by_tokens(own, [*map(width, own)], max_tokens, user and [*map(user, own)]) for own in shares]
+            shares = [part for each in parts for part in each]
+        passes.append([[rows[place] for place in share] for share in shares])
+    most = max(map(len, passes))
+    return [own + [[]] * (most - len(own)) for own in passes]
+
+
 def share_of(update: Sequence[int], process: int, num_processes: int, accumulation: int) -> list[list[int]]:
     """Cut one update into the micro-batches of one process, neighbours together, as even as they can be.
 

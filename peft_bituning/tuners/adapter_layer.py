@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigurationError, UnsupportedOperationError
-from .rows.backbone import device_of, token_width
+from .rows.backbone import device_of
 
 
 class AdapterDict(nn.ModuleDict):
@@ -87,13 +87,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         for tensor in [each for part in self.parts(adapter_name) for each in (*part.parameters(), *part.buffers())]:
             if not (tensor.is_meta or target.type == "meta"):
                 tensor.data = tensor.data.to(target)
-
-
-def make_suffix(model: PreTrainedModel, scale: float) -> nn.Embedding:
-    """Draw a suffix [1, D] of this standard deviation."""
-    suffix = nn.Embedding(1, token_width(model))
-    nn.init.normal_(suffix.weight, std=scale)
-    return suffix
 
 
 def refuse_parts(names: Collection[str], parts: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from peft_bituning.training import LaserArguments, stages
 from peft_bituning.training.checkpoint import Checkpoint, CheckpointStore
 from peft_bituning.training.report import Report
 from peft_bituning.training.run_folder import RunFolder
-from peft_bituning.training.stages import ADAPTER, TwoStageTraining, validation_samples
+from peft_bituning.training.stages import ADAPTER, TwoStageTraining
 
 Make = Callable[..., TwoStageTraining]
 
@@ -115,9 +115,9 @@ def test_a_users_rows_stand_together_where_the_prefix_is_one(make: Make) -> None
 
 def test_validation_is_a_seeded_draw(few: Interactions, tmp_path: Path) -> None:
     split = LeaveOneOut(few.histories)
-    drawn = [validation_samples(split, LaserArguments(seed=seed, max_validation_users=4)) for seed in (0, 0, 1)]
+    drawn = [LaserArguments(seed=seed, max_validation_users=4).validation_samples(split) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 4
-    assert validation_samples(split, LaserArguments()) == split.samples("valid")
+    assert LaserArguments().validation_samples(split) == split.samples("valid")
 
 
 def test_checkpoints_of_another_version_or_run(make: Make, tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from peft_bituning.errors import ConfigurationError, UnsupportedModelError
 from peft_bituning.tuners.rows.backbone import embed_text, find_backbone, token_width
 from peft_bituning.tuners.rows.center import EmbeddingCenter
-from peft_bituning.tuners.rows.embedding_model import Weights
-from peft_bituning.tuners.rows.outputs import BiTuningOutput
+from peft_bituning.tuners.rows.embedding_model import BiTuningOutput, Weights
 from peft_bituning.tuners.rows.packed_batch import PackedBatch
 
 POOLINGS = ("last", "mean")

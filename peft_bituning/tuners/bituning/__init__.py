@@ -3,7 +3,7 @@
 from ..embedding_tuner import EmbeddingTuner
 from ..registration import register_tuner
 from ..rows.center import EmbeddingCenter
-from ..rows.outputs import BiTuningOutput
+from ..rows.embedding_model import BiTuningOutput
 from .config import BiTuningConfig
 from .encoders import PrefixEncoder, prefix_encoders, register_prefix_encoder
 from .model import BiTuningModel

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..adapter_layer import make_suffix
-from ..rows.backbone import INITIAL_SCALE, device_of, embedding_scale, embeddings_of, token_embeddings, token_width
+from ..rows.backbone import device_of, token_embeddings, token_width
 from ..rows.center import EmbeddingCenter
+from ..vocabulary import INITIAL_SCALE, embedding_scale, embeddings_of, make_suffix
 from .config import BiTuningConfig
 from .encoders import PrefixEncoder, build_prefix_encoder
 

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 from ...errors import ConfigurationError, UnsupportedOperationError
 from ...losses import load_balancing_loss
 from ..embedding_tuner import Collaborative, EmbeddingTuner, Text
-from ..rows.backbone import device_of, eos_token_id, token_embeddings
+from ..rows.backbone import device_of, token_embeddings
 from ..rows.center import EmbeddingCenter
+from ..rows.embedding_model import BiTuningOutput
 from ..rows.forward_pass import feed, generates_from_ids_alone, placeholder_id
-from ..rows.outputs import BiTuningOutput
 from ..rows.packed_batch import PackedBatch
+from ..vocabulary import eos_token_id
 from .config import BiTuningConfig
 from .encoders import Prefix, PrefixEncoder
 from .initialization import make_virtual_tokens

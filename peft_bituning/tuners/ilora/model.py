@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 
 from ...errors import UnsupportedModelError
 from ..adapter_file import adapter_keys, under_this_base
-from ..adapter_layer import make_suffix
 from ..embedding_tuner import Collaborative, EmbeddingTuner, Text
-from ..rows.backbone import embedding_scale
-from ..rows.outputs import BiTuningOutput
+from ..rows.embedding_model import BiTuningOutput
 from ..rows.packed_batch import PackedBatch, left_padded_prompt
+from ..vocabulary import embedding_scale, make_suffix
 from .config import ILoRAConfig
 from .gate import InstanceGate
 from .layer import InstanceGates, without_head

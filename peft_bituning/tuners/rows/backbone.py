@@ -2,11 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
-from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -15,9 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from ...errors import ConfigurationError, ContextLengthError, InputError, UnsupportedModelError
-
-INITIAL_SCALE = 0.02
+from ...errors import ContextLengthError, InputError, UnsupportedModelError
 
 
 def find_backbone(model: PreTrainedModel) -> nn.Module:
@@ -107,44 +104,6 @@ def embed_text(
     return tokens, attention_mask
 
 
-def embedding_scale(model: PreTrainedModel) -> float:
-    """Measure the standard deviation of the embedding module's output over a sample of the vocabulary.
-
-    It is 0.02 where the weights are not in memory (meta device).
-    """
-    embeddings = token_embeddings(model)
-    device = device_of(embeddings)
-    if device.type == "meta":
-        return INITIAL_SCALE
-    sample = torch.arange(0, embeddings.num_embeddings, max(1, embeddings.num_embeddings // 512), device=device)
-    with torch.no_grad(), _whole(embeddings):
-        scale = float(embeddings.forward(sample).float().std())
-    return scale if scale > 0 else INITIAL_SCALE
-
-
-def embeddings_of(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
-    """Look up the embeddings [M, D] of M vocabulary ids as the model's first layer sees them, without gradient.
-
-    Raises:
-        ConfigurationError: an id outside the vocabulary.
-    """
-    embeddings = token_embeddings(model)
-    outside = [token for token in token_ids if token >= embeddings.num_embeddings]
-    if outside:
-        raise ConfigurationError(
-            f"prefix_token_ids and suffix_token_id must be below the vocabulary's {embeddings.num_embeddings}, "
-            f"got {outside[0]}; take them from this model's own tokenizer"
-        )
-    with torch.no_grad(), _whole(embeddings):
-        return embeddings.forward(torch.tensor(token_ids, device=device_of(embeddings)))
-
-
-def eos_token_id(model: PreTrainedModel) -> int | None:
-    """Return the id of the end-of-sequence token that the model's configuration names, or None."""
-    value = getattr(model.config.get_text_config(), "eos_token_id", None)
-    return value[0] if isinstance(value, list | tuple) else value
-
-
 def check_context(model: PreTrainedModel, num_prefix: int, num_text: int, num_suffix: int) -> None:
     """Check that prefix, text and suffix fit the model's context: `P + T + 1 <= max_position_embeddings`.
 
@@ -172,32 +131,6 @@ def max_positions(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config()
     value = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None)  # ChatGLM2
     return int(value) if value else None
-
-
-@contextmanager
-def _whole(module: nn.Module) -> Iterator[None]:
-    """Put a module's weights together where ZeRO-3 or FSDP2 keeps them in pieces; call its `forward`, not its hooks."""
-    in_pieces: Any = module if hasattr(module, "unshard") else None
-    with gather_params_ctx(module.parameters(), modifier_rank=None):
-        if in_pieces is not None:
-            in_pieces.unshard()
-        try:
-            yield
-        finally:
-            if in_pieces is not None:
-                in_pieces.reshard()
-
-
-def keep_differentiable(model: nn.Module) -> None:
-    """Keep bitsandbytes' 4-bit layers on a CPU from packing their weights for inference.
-
-    On CPUs with AVX-512 bf16 a first evaluation without gradients rewrites their weights for a kernel that has no
-    backward pass: later gradients would be zero without an error. Weights that were packed before are unpacked.
-    """
-    for module in model.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-            module.state_dict()  # bitsandbytes unpacks the weights in place before it saves them
 
 
 def _candidates(model: PreTrainedModel) -> Iterator[object]:

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from ...errors import InputError
 from .backbone import check_context, max_positions
+from .embedding_model import BiTuningOutput
 from .forward_pass import placeholder_id, reads_token_ids, run_rows
 from .layout import RowLayout
-from .outputs import BiTuningOutput
 from .shared_start import run_shared
 
 

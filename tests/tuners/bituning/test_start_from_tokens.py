@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from peft_bituning.errors import ConfigurationError
-from peft_bituning.tuners.bituning.encoders import Prefix, PrefixEncoder, base, register_prefix_encoder
+from peft_bituning.tuners.bituning.encoders import Prefix, PrefixEncoder, register_prefix_encoder, registry
 
 Make = Callable[..., PeftModel]
 
@@ -86,7 +86,7 @@ def test_an_id_outside_the_vocabulary_is_refused(make_model: Make, changes: dict
 
 
 def test_an_encoder_without_a_start_says_so(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_ENCODERS", dict(base._ENCODERS))
+    monkeypatch.setattr(registry, "_ENCODERS", dict(registry._ENCODERS))
 
     @register_prefix_encoder("startless")
     class Startless(PrefixEncoder):

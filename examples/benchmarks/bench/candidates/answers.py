@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from peft_bituning.data.samples import Sample
 from peft_bituning.recommenders import IDRecommender, pad_histories
-from peft_bituning.training.stages import validation_samples
 
 from .batches import fill_rows, pad_rows
 from .prompts import normalised
@@ -135,7 +134,7 @@ class TitleAnswers(CandidateTask):
 
     def validate(self, description: str) -> tuple[float, dict[str, Any]]:
         """Answer for the validation users; epochs are chosen by the share of right answers."""
-        samples = validation_samples(self.split, self.arguments)
+        samples = self.arguments.validation_samples(self.split)
         metrics = self.answer(self.candidates(samples), description).metrics()
         return metrics["hit_ratio@1"], metrics
 

@@ -17,7 +17,6 @@ from peft_bituning.errors import ConfigurationError, DataError
 from peft_bituning.evaluation import RankingReport, rank_batches
 from peft_bituning.evaluation.catalog_ranks import MAX_SCORES
 from peft_bituning.metrics import target_ranks
-from peft_bituning.training.stages import validation_samples
 
 from .batches import pad_rows
 from .letters import LetterModel
@@ -60,7 +59,7 @@ class Reranker(CandidateTask):
     def __post_init__(self) -> None:
         if self.trained_on not in TRAINED_ON:
             raise ConfigurationError(f"trained_on must be one of {', '.join(TRAINED_ON)}, got {self.trained_on!r}")
-        self.validation = validation_samples(self.split, self.arguments)
+        self.validation = self.arguments.validation_samples(self.split)
 
     # ------------------------------------------------------------------ training
 

@@ -27,8 +27,9 @@ from peft_bituning.training.stages import ADAPTER
 from peft_bituning.tuners.bituning import BiTuningConfig
 from peft_bituning.tuners.bituning.config import PAPER_SIZES
 from peft_bituning.tuners.ilora import ILoRAConfig
-from peft_bituning.tuners.rows.backbone import embedding_scale, find_backbone, token_embeddings
+from peft_bituning.tuners.rows.backbone import find_backbone, token_embeddings
 from peft_bituning.tuners.rows.embedding_model import EmbeddingModel
+from peft_bituning.tuners.vocabulary import embedding_scale
 
 from ..pooling import PooledModel
 

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from ...rows.collaborative import fill_cold_rows, masked_mean
 from ..config import BiTuningConfig
-from .base import Prefix, PrefixEncoder, register_prefix_encoder
+from .base import Prefix, PrefixEncoder
+from .registry import register_prefix_encoder
 
 
 @register_prefix_encoder("linear")

@@ -6,7 +6,8 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from ...rows.collaborative import fill_cold_rows, masked_mean
 from ..config import BiTuningConfig
-from .base import Prefix, PrefixEncoder, register_prefix_encoder
+from .base import Prefix, PrefixEncoder
+from .registry import register_prefix_encoder
 
 
 @register_prefix_encoder("mformer")

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import BiTuningConfig
-from .base import Prefix, PrefixEncoder, register_prefix_encoder
+from .base import Prefix, PrefixEncoder
+from .registry import register_prefix_encoder
 
 
 @register_prefix_encoder("static")
