@@ -147,9 +147,7 @@ class Update:
     def _accumulate(self, epoch: EpochRows, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Run this process's passes backward; return its sums of both losses [2], and the rows of experts [K]."""
         accelerator, world = self.accelerator, self.accelerator.num_processes
-        lengths, users = [epoch.lengths[row] + epoch.num_virtual_tokens for row in rows], epoch.users
-        accumulation, limit = self.arguments.gradient_accumulation_steps, self.arguments.max_tokens_per_pass
-        shares = plan_passes(rows, lengths, users and [users[row] for row in rows], world, accumulation, limit)
+        shares = self._passes(epoch, rows)
         total = sum(epoch.weights[row] for row in rows)
         sums = torch.zeros(2, device=accelerator.device)
         experts: Tensor | None = None
@@ -167,6 +165,12 @@ class Update:
             if found.expert_rows is not None:
                 experts = found.expert_rows if experts is None else experts + found.expert_rows
         return sums, experts
+
+    def _passes(self, epoch: EpochRows, rows: Sequence[int]) -> list[list[list[int]]]:
+        lengths, users = [epoch.lengths[row] + epoch.num_virtual_tokens for row in rows], epoch.users
+        accumulation, limit = self.arguments.gradient_accumulation_steps, self.arguments.max_tokens_per_pass
+        world, own = self.accelerator.num_processes, users and [users[row] for row in rows]
+        return plan_passes(rows, lengths, own, world, accumulation, limit)
 
     def _explain(self, where: str, contrastive_loss: float, aux_loss: float, coef: float) -> str:
         parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
