@@ -50,8 +50,6 @@ class AdapterTuner(BaseTuner):
             )
         return names[0]
 
-    # ------------------------------------------------------------------ adapters
-
     @abstractmethod
     def _make_parts(self, model: PreTrainedModel, config: Any) -> tuple[nn.Module | None, ...]:
         """Draw a new adapter's parts, in the order of its layer's `adapter_layer_names`."""
@@ -116,8 +114,6 @@ class AdapterTuner(BaseTuner):
                 if not isinstance(part, EmbeddingCenter):  # computes in float32
                     part.to(dtype)
 
-    # ------------------------------------------------------------------ files
-
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         short = without_adapter_name(key, cls.file_parts, adapter_name)
@@ -132,8 +128,6 @@ class AdapterTuner(BaseTuner):
         tensors = model.state_dict()
         check_fit(adapter_name, remapped, tensors, adapter_keys(tensors, cls.file_parts, adapter_name))
         return remapped
-
-    # ------------------------------------------------------------------ refusals
 
     def unload(self) -> nn.Module:
         """Take every adapter off and return the base model."""

@@ -150,8 +150,6 @@ class EmbeddingTuner(AdapterTuner):
         collaborative = Collaborative(*(kwargs.pop(f"collaborative_{key}", None) for key in Collaborative._fields))
         return self._continue(name, text, collaborative, partial(generate, self.model), **kwargs)
 
-    # ------------------------------------------------------------------ an `EmbeddingModel`
-
     @property
     @abstractmethod
     def num_virtual_tokens(self) -> int:
