@@ -211,7 +211,12 @@ def item_identity(folder: Path) -> dict[str, Any]:
 
 
 def load_base(settings: LaserSettings, given: str | Path | BaseModel | None, dtype: torch.dtype) -> BaseModel:
-    """Load the language model that a folder names, or take the given one; refuse one that is another."""
+    """Load the language model that a folder names, or the given one, in a type for its frozen weights.
+
+    Raises:
+        ArtifactError: it is another model, or was a local folder that is not here.
+        ConfigurationError: it cannot be loaded.
+    """
     recorded = settings.base_model
     name = recorded["name"]
     if given is None and recorded.get("is_local") and not Path(name).is_dir():

@@ -167,10 +167,10 @@ class Update:
         return sums, experts
 
     def _passes(self, epoch: EpochRows, rows: Sequence[int]) -> list[list[list[int]]]:
-        lengths, users = [epoch.lengths[row] + epoch.num_virtual_tokens for row in rows], epoch.users
-        accumulation, limit = self.arguments.gradient_accumulation_steps, self.arguments.max_tokens_per_pass
-        world, own = self.accelerator.num_processes, users and [users[row] for row in rows]
-        return plan_passes(rows, lengths, own, world, accumulation, limit)
+        lengths = {row: epoch.lengths[row] + epoch.num_virtual_tokens for row in rows}
+        world, settings = self.accelerator.num_processes, self.arguments
+        accumulation, limit = settings.gradient_accumulation_steps, settings.max_tokens_per_pass
+        return plan_passes(rows, lengths, epoch.users, world, accumulation, limit)
 
     def _explain(self, where: str, contrastive_loss: float, aux_loss: float, coef: float) -> str:
         parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}

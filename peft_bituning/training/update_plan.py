@@ -1,7 +1,7 @@
 """The plan of updates: which training rows make up each of them, the same for any number of processes."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 BUCKET_BATCHES = 128  # updates that are sorted together; enough that padding stays below 5 % of real histories
 LOOK_AHEAD = 32  # runs
@@ -73,30 +73,28 @@ def _fill(runs: list[list[int]], size: int) -> list[list[int]]:
 
 def plan_passes(
     rows: Sequence[int],
-    lengths: Sequence[int],
+    lengths: Mapping[int, int],
     users: Sequence[int] | None,
     num_processes: int,
     accumulation: int,
     max_tokens: int | None,
 ) -> list[list[list[int]]]:
-    """Cut an update into the passes of each process; all make as many, the last of some without rows.
+    """Return the row numbers of each process and pass; all make as many passes, the last of some without rows.
 
     Args:
         rows: row numbers of the update, over all processes.
-        lengths: tokens of each of them, virtual ones among them.
-        users: the user of each of them where a user's rows take one pass.
+        lengths: tokens of a row by its number, virtual ones among them.
+        users: the user of a row by its number, where a user's rows take one pass; None where each runs alone.
         num_processes: that share the update.
         accumulation: passes of each process where `max_tokens` does not ask for more.
         max_tokens: slots per pass, see `split_by_tokens`; None is no limit.
     """
     passes = []
     for process in range(num_processes):
-        shares = share_of(range(len(rows)), process, num_processes, accumulation)
+        shares = share_of(rows, process, num_processes, accumulation)
         if max_tokens is not None:
-            width, user = lengths.__getitem__, users and users.__getitem__
-            parts = [split_by_tokens(own, [*map(width, own)], max_tokens, user and [*map(user, own)]) for own in shares]
-            shares = [part for each in parts for part in each]
-        passes.append([[rows[place] for place in share] for share in shares])
+            shares = [part for share in shares for part in split_by_tokens(share, lengths, max_tokens, users)]
+        passes.append(shares)
     most = max(map(len, passes))
     return [own + [[]] * (most - len(own)) for own in passes]
 
@@ -113,25 +111,26 @@ def share_of(update: Sequence[int], process: int, num_processes: int, accumulati
 
 
 def split_by_tokens(
-    rows: Sequence[int], lengths: Sequence[int], max_tokens: int, users: Sequence[int] | None = None
+    rows: Sequence[int], lengths: Mapping[int, int], max_tokens: int, users: Sequence[int] | None = None
 ) -> list[list[int]]:
     """Cut a micro-batch into passes of `max_tokens` slots at most, `rows x longest`; a longer row runs alone.
 
     Args:
         rows: row numbers, neighbours of similar length.
-        lengths: tokens of each of them, virtual ones among them.
+        lengths: tokens of a row by its number, virtual ones among them.
         max_tokens: slots per pass, padding among them.
-        users: the user of each of them where a user's rows take one pass: the longest row, and a token for each other.
+        users: the user of a row by its number where a user's rows take one pass: the longest row, and a token for each
+            other.
     """
     passes: list[list[int]] = [[]]
     longest, hosts = 0, set[int]()
-    for place, row in enumerate(rows):
-        host = row if users is None else users[place]
-        width, count = max(longest, lengths[place]), len(hosts | {host})
+    for row in rows:
+        host = row if users is None else users[row]
+        width, count = max(longest, lengths[row]), len(hosts | {host})
         slots = width * count + len(passes[-1]) + 1 - count
         if passes[-1] and slots > max_tokens:
             passes.append([])
-            width, hosts = lengths[place], set()
+            width, hosts = lengths[row], set()
         passes[-1].append(row)
         longest = width
         hosts.add(host)

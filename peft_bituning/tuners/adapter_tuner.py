@@ -1,4 +1,4 @@
-"""The adapter tuner: what PEFT asks of a method whose adapters stand in one layer beside the model: files, refusals."""
+"""The adapter tuner: what PEFT asks of a method whose adapters stand in one layer beside the model's own."""
 
 from abc import abstractmethod
 from contextlib import nullcontext

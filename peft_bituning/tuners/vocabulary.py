@@ -1,4 +1,4 @@
-"""The vocabulary's embeddings: their scale, those of single tokens, and a suffix drawn like them."""
+"""The vocabulary: its embeddings' scale, those of single tokens, the id that ends a text, a suffix drawn alike."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peft_bituning.training.update_plan import BUCKET_BATCHES, plan_updates, share_of, split_by_tokens
+from peft_bituning.training.update_plan import BUCKET_BATCHES, plan_passes, plan_updates, share_of, split_by_tokens
 
 LENGTHS = st.lists(st.integers(1, 500), max_size=400)
 SIZES = st.integers(1, 17)
@@ -102,8 +102,8 @@ def test_micro_batches_do_not_depend_on_processes(update: list[int], accumulatio
 )
 def test_passes_stay_within_the_budget(rows: list[tuple[int, int]], budget: int, whole_users: bool) -> None:
     users = [user for user, _ in rows] if whole_users else None
-    lengths = [length for _, length in rows]
     numbers = list(range(len(rows)))
+    lengths = {number: length for number, (_, length) in enumerate(rows)}
     passes = split_by_tokens(numbers, lengths, budget, users)
     assert [row for each in passes for row in each] == numbers
 
@@ -117,4 +117,29 @@ def test_passes_stay_within_the_budget(rows: list[tuple[int, int]], budget: int,
 
 
 def test_an_empty_micro_batch_is_one_pass() -> None:
-    assert split_by_tokens([], [], 10) == [[]]
+    assert split_by_tokens([], {}, 10) == [[]]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), min_size=1, max_size=20),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 300) | st.none(),
+)
+def test_processes_make_as_many_passes(
+    rows: list[tuple[int, int]], processes: int, accumulation: int, budget: int | None
+) -> None:
+    """Row numbers are not places: here they count by tens."""
+    numbers = [10 * place for place in range(len(rows))]
+    lengths = dict(zip(numbers, (length for _, length in rows), strict=True))
+    users = [rows[number // 10][0] for number in range(10 * len(rows))]
+    for whole_users in (users, None):
+        passes = plan_passes(numbers, lengths, whole_users, processes, accumulation, budget)
+        assert len(passes) == processes and len({len(each) for each in passes}) == 1
+        assert sorted(row for each in passes for share in each for row in share) == numbers
+        for process, each in enumerate(passes):
+            expected = share_of(numbers, process, processes, accumulation)
+            if budget is not None:
+                parts = [split_by_tokens(share, lengths, budget, whole_users) for share in expected]
+                expected = [part for each_part in parts for part in each_part]
+            assert each == expected + [[]] * (len(each) - len(expected))

@@ -74,9 +74,9 @@ class Steps:
         cast(BiTuningModel, model.base_model).share_start = not name.startswith("whole")
         passes = [list(range(len(self.histories)))]
         if "ours, M-Former" in name:  # as the training loop: shortest first, in passes of half the padded slots
-            rows = sorted(passes[0], key=lambda row: self.collator.length(self.histories[row]))
-            lengths = [self.collator.length(self.histories[row]) for row in rows]
-            passes = split_by_tokens(rows, lengths, max(lengths) * len(lengths) // 2)
+            lengths = {row: self.collator.length(self.histories[row]) for row in passes[0]}
+            rows = sorted(passes[0], key=lambda row: lengths[row])
+            passes = split_by_tokens(rows, lengths, max(lengths.values()) * len(rows) // 2)
         return self._step(name, model, [self._pass(model, rows) for rows in passes], "probed" in name)
 
     def _pass(self, model: PeftModel, rows: list[int]) -> tuple[Callable[[], Tensor], Tensor]:
