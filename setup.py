@@ -21,7 +21,6 @@ TEST = [
     "pytest-xdist",
     "hypothesis",
     "ranx",
-    "scipy",
     "ruff",
     "mypy",
     "pandas",
@@ -47,6 +46,8 @@ setup(
         "evaluate>=0.4.5,<0.5",
         "huggingface_hub>=1,<2.5",
         "numpy>=2,<2.5",
+        "scipy>=1.13,<2",
+        "scikit-learn>=1.6,<2",
     ],
     extras_require={
         "test": TEST,

@@ -21,7 +21,7 @@ class IDRecommender(nn.Module):
     """A recommender that knows items by their catalog index only.
 
     A subclass names its kind in `recommender_type`, sets `num_items` (I), `embedding_dim` (C) and `max_length` (of a
-    longer history the last `max_length` items count), and gives `item_weights`, `_encode_packed`, `scores`,
+    longer history the last `max_length` items count), and gives `item_weights`, `_encode_packed`, `queries`,
     `essentials`, `save_pretrained` and `from_pretrained`. The layout of a history (padding side, holes, new items,
     length) is handled here, so that it can make no difference to the result.
     """
@@ -43,9 +43,20 @@ class IDRecommender(nn.Module):
         """Return the settings that decide what the weights compute, as JSON values."""
         raise NotImplementedError
 
-    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every catalog item as the next one: `[B, N]` indices and mask -> `[B, I]` float32."""
+    @property
+    def output_bias(self) -> Tensor | None:
+        """What is added to the items' scores `[I]`, or None."""
+        return None
+
+    def queries(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Return the vectors `[B, C]` whose products with `item_weights` score the items; arguments as `encode`."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Score every catalog item as the next one, `q . w_i + b_i`: `[B, N]` indices and mask -> `[B, I]` float32."""
+        scores = self.queries(item_indices, mask) @ self.item_weights.float().T
+        return scores if self.output_bias is None else scores + self.output_bias
 
     def _encode_packed(self, item_indices: Tensor, lengths: Tensor) -> Tensor:
         """Encode histories that begin at column 0: `[B, L]` indices, `[B]` lengths >= 1 -> `[B, L, C]`."""

@@ -78,18 +78,20 @@ class BERT4Rec(ItemSequenceModel):
         )
         return output.last_hidden_state  # [B, L, C]
 
-    def _item_logits(self, states: Tensor) -> Tensor:
-        return self.transform(states) @ self.item_weights.T + self.item_bias
+    @property
+    def output_bias(self) -> Tensor:
+        """The items' biases `[I]`."""
+        return self.item_bias
 
     @torch.no_grad()
-    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every item [B, I] as the one behind a mask token appended to the history, which may be empty."""
+    def queries(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Return what a mask token appended to the history, which may be empty, stands for [B, C]."""
         packed, lengths = pack_histories(item_indices, self.encoded_mask(item_indices, mask))
         rows = torch.arange(len(packed), device=packed.device)
         tokens = functional.pad(packed, (0, 1))  # [B, L + 1]
         tokens[rows, lengths] = self.num_items
         with evaluation_mode(self):
-            return self._item_logits(self._encode_packed(tokens, lengths + 1)[rows, lengths]).float()
+            return self.transform(self._encode_packed(tokens, lengths + 1)[rows, lengths]).float()
 
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
         """Return the cross-entropy over the catalog at hidden items, averaged over them.
@@ -103,7 +105,8 @@ class BERT4Rec(ItemSequenceModel):
         item_indices = item_indices[:, :width]
         tokens = item_indices.masked_fill(hidden, self.num_items)
         states = self._encode_packed(tokens, cut_lengths.to(item_indices.device))
-        return functional.cross_entropy(self._item_logits(states[hidden]), item_indices[hidden])
+        logits = self.transform(states[hidden]) @ self.item_weights.T + self.item_bias
+        return functional.cross_entropy(logits, item_indices[hidden])
 
     def _choose_lengths(self, lengths: Tensor, generator: Generator) -> Tensor:
         """Cut some rows to a length drawn from 2 to their own."""

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError, DataError, InputError
+from ..errors import ConfigurationError, DataError
+from .histories import Cells, Histories
+from .neighbors import NeighborLists
 
 
 class Popularity:
@@ -121,21 +123,17 @@ class ItemKNN:
         Raises:
             InputError: Shapes do not fit.
         """
-        if item_indices.ndim != 2 or mask.shape != item_indices.shape:
-            raise InputError(
-                "item_indices and mask must both have shape [rows, history length], "
-                f"got {list(item_indices.shape)} and {list(mask.shape)}"
-            )
-        indices = item_indices.cpu().numpy()
-        real = mask.cpu().bool().numpy() & (indices >= 0) & (indices < self.num_items)
-        ages = np.cumsum(real[:, ::-1], axis=1)[:, ::-1] - 1
-        rows, columns = np.nonzero(real)
-        items = indices[rows, columns]
-        weights = self.decay ** ages[rows, columns].astype(np.float64)
-        cells = rows[:, None] * self.num_items + self.neighbor_items[items]
-        values = weights[:, None] * self.similarities[items]
-        flat = np.bincount(cells.ravel(), values.ravel(), minlength=len(indices) * self.num_items)
-        return torch.from_numpy(flat.reshape(len(indices), self.num_items).astype(np.float32))
+        histories = Histories(item_indices, mask, self.num_items)
+        return torch.from_numpy(histories.whole(self.cells(histories)).astype(np.float32))
+
+    def cells(self, histories: Histories) -> Cells:
+        """Return the scores that are above 0."""
+        return self.lists.scores(histories, self.decay ** histories.ages.astype(np.float64))
+
+    @property
+    def lists(self) -> NeighborLists:
+        """The neighbors of each item."""
+        return NeighborLists(self.neighbor_items, self.similarities)
 
 
 def _flatten(sequences: Sequence[Sequence[int]], num_items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -64,10 +64,10 @@ class Precomputed(IDRecommender):
         return self.embeddings[item_indices]  # [B, L, C]
 
     @torch.no_grad()
-    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every item [B, I] by `mean(history's embeddings) . e_i`; an empty history scores all items 0."""
+    def queries(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean of the history's embeddings [B, C]; that of an empty history is zero."""
         states, encoded = self.read(item_indices, mask)
-        return states.sum(1) / encoded.sum(1, keepdim=True).clamp(min=1) @ self.embeddings.float().T
+        return states.sum(1) / encoded.sum(1, keepdim=True).clamp(min=1)
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
         """Write `config.json` and `model.safetensors`; other arguments are those of all recommenders."""

@@ -40,11 +40,11 @@ class SASRec(ItemSequenceModel):
         return self.encoder(input_ids=item_indices).last_hidden_state  # [B, L, C]
 
     @torch.no_grad()
-    def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
-        """Score every item as the next one: `h_last . e_i` [B, I]; an empty history scores all items 0."""
+    def queries(self, item_indices: Tensor, mask: Tensor) -> Tensor:
+        """Return the state of the last item `h_last` [B, C]; that of an empty history is zero."""
         states, encoded = self.read(item_indices, mask)
         last = (encoded.cumsum(1) * encoded).argmax(1)  # [B] column of the last item; 0, a zero state, if there is none
-        return states[torch.arange(len(last), device=last.device), last] @ self.item_weights.float().T
+        return states[torch.arange(len(last), device=last.device), last]
 
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
         """Return the cross-entropy of the next item over the catalog, averaged over all positions."""

@@ -1,0 +1,62 @@
+"""Neighbor lists: for each item of a catalog the nearest others and how near they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ArtifactError
+from .histories import Cells, Histories
+
+
+@dataclass(frozen=True)
+class NeighborLists:
+    """The nearest items of each, `[I, n]` both; where an item has fewer, the rest has similarity 0."""
+
+    items: np.ndarray  # int64
+    similarities: np.ndarray  # float32
+
+    def __len__(self) -> int:
+        """Return I."""
+        return len(self.items)
+
+    def scores(self, histories: Histories, weights: np.ndarray) -> Cells:
+        """Score items by the events of histories, weights `[E]`: `score(j) = sum of weight * s(i, j)`, where not 0."""
+        near, values = self.items[histories.items], self.similarities[histories.items].astype(np.float64)
+        values = weights[:, None] * values  # [E, n]
+        counts = values != 0
+        rows = np.broadcast_to(histories.rows[:, None], counts.shape)
+        return histories.summed(rows[counts], near[counts], values[counts])
+
+    def padded(self, num_items: int) -> "NeighborLists":
+        """Return the lists of a catalog that has grown to `num_items`, whose new items are near to none."""
+        missing = ((0, num_items - len(self)), (0, 0))
+        return NeighborLists(np.pad(self.items, missing), np.pad(self.similarities, missing))
+
+    def joined(self, items: np.ndarray, similarities: np.ndarray) -> "NeighborLists":
+        """Return lists of the same length that take in more neighbors `[I, m]` where these are nearer."""
+        all_items = np.concatenate([self.items, items], axis=1)
+        all_similarities = np.concatenate([self.similarities, similarities], axis=1)
+        order = np.argsort(-all_similarities, axis=1, kind="stable")[:, : self.items.shape[1]]
+        return NeighborLists(
+            np.take_along_axis(all_items, order, 1), np.take_along_axis(all_similarities, order, 1).astype(np.float32)
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the lists as tensors, items as int32."""
+        return {"items": torch.from_numpy(self.items).int(), "similarities": torch.from_numpy(self.similarities)}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], num_items: int) -> "NeighborLists":
+        """Build what `tensors` returned; an `ArtifactError` says that the tensors are no lists of so many items."""
+        items, similarities = (tensors.get(name, torch.empty(0)) for name in ("items", "similarities"))
+        if items.ndim != 2 or items.shape != similarities.shape or len(items) != num_items:
+            raise ArtifactError(
+                f"neighbor lists must be items and similarities [{num_items}, n], got {list(items.shape)} and "
+                f"{list(similarities.shape)}; save the folder again"
+            )
+        if bool(((items < 0) | (items >= num_items)).any()) or not bool(similarities.isfinite().all()):
+            raise ArtifactError("neighbor lists must name items of the catalog and be finite; save the folder again")
+        return cls(items.long().numpy(), similarities.float().numpy())
