@@ -23,7 +23,7 @@ from peft_bituning.base_models import load_base_model
 from peft_bituning.data import SOURCE_FORMS, load_interactions
 from peft_bituning.errors import BiTuningError, ConfigurationError
 from peft_bituning.launch import launched_state, use_all_cores
-from peft_bituning.serving.card import results_table
+from peft_bituning.serving.card import groups_table, results_table
 from peft_bituning.training import LaserArguments, fit
 from peft_bituning.training.arguments import RENAMED, RETIRED
 
@@ -188,7 +188,10 @@ def main(argv: list[str]) -> None:
     config = BiTuningConfig(**dataclasses.asdict(adapter_arguments))
     recommender = fit(interactions, base_model=base_model, config=config, arguments=arguments)
     if is_main:
-        print(results_table(recommender.settings.results["rows"]))
+        results = recommender.results
+        print(results_table(results["rows"]), groups_table(results["rows"]), sep="\n\n")
+        if results.get("language_model"):  # a finished run of an earlier version has none
+            print(f"\n{results['language_model']['verdict']}")
         print(f"saved to {output}: results.json, training_curves.png, and the adapter for LaserRecommender")
 
 

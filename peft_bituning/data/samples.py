@@ -43,24 +43,46 @@ class LeaveOneOut:
     Args:
         histories: Per user, catalog indices in time order.
         training_users: The users that train; None is all of them. Validated and tested are all, whoever trains.
+        held_out_items: Items that nobody has bought before the test: their events are taken out of training and
+            validation, and a user without another item before the test is not evaluated.
     """
 
-    def __init__(self, histories: Sequence[Sequence[int]], training_users: Collection[int] | None = None) -> None:
+    def __init__(
+        self,
+        histories: Sequence[Sequence[int]],
+        training_users: Collection[int] | None = None,
+        held_out_items: Collection[int] = (),
+    ) -> None:
         self._histories = [tuple(int(item) for item in history) for history in histories]
         self.training_users = None if training_users is None else frozenset(training_users)
-        self._evaluated = [user for user, history in enumerate(self._histories) if len(history) >= _MIN_EVENTS]
-        self._training = [history[:-2] if len(history) >= _MIN_EVENTS else history for history in self._histories]
+        self.held_out_items = frozenset(held_out_items)
+        long_enough = [len(history) >= _MIN_EVENTS for history in self._histories]
+        self._training = [
+            self._known(history[:-2] if long_enough[user] else history) for user, history in enumerate(self._histories)
+        ]
+        self._evaluated = [user for user, training in enumerate(self._training) if training and long_enough[user]]
         if self.training_users is not None:
             self._training = [part if user in self.training_users else () for user, part in enumerate(self._training)]
 
+    def _known(self, events: tuple[int, ...]) -> tuple[int, ...]:
+        """Leave out the events of items that are held out."""
+        return tuple(item for item in events if item not in self.held_out_items) if self.held_out_items else events
+
     @classmethod
-    def of(cls, data: Interactions) -> "LeaveOneOut":
-        """Split histories; a DataError says that there is nobody to train or to choose on, or nothing to rank."""
+    def of(cls, data: Interactions, hold_out_items: float = 0.0, seed: int = 0) -> "LeaveOneOut":
+        """Split histories; a DataError says that there is nobody to train or to choose on, or nothing to rank.
+
+        `hold_out_items` is the share of items to hold out, drawn with the seed.
+        """
         if len(data.items) < 2:
             raise DataError(
                 f"the catalog must have at least 2 items to rank, got {len(data.items)}; there is nothing to recommend"
             )
-        split = cls(data.histories)
+        if not 0 <= hold_out_items < 1:
+            raise ConfigurationError(f"hold_out_items must be a share in [0, 1), got {hold_out_items!r}")
+        order = list(range(len(data.items)))
+        random.Random(f"held out/{seed}").shuffle(order)
+        split = cls(data.histories, held_out_items=order[: round(hold_out_items * len(order))])
         lacking = None
         if not split.samples("valid"):
             lacking = "three events that training, validation and test need"
@@ -88,7 +110,7 @@ class LeaveOneOut:
         users = [user for user, sequence in enumerate(self._training) if len(sequence) >= 2]
         random.Random(f"share/{seed}").shuffle(users)
         number = max(1, round(share * len(users))) if share else 0
-        return LeaveOneOut(self._histories, users[:number])
+        return LeaveOneOut(self._histories, users[:number], self.held_out_items)
 
     @property
     def train_sequences(self) -> list[list[int]]:
@@ -100,7 +122,7 @@ class LeaveOneOut:
         """All that comes before the test item of every user; users who are not evaluated have their training part."""
         known = self.train_sequences
         for user in self._evaluated:
-            known[user] = list(self._histories[user][:-1])
+            known[user] = list(self._known(self._histories[user][:-1]))
         return known
 
     def training_samples(self, strategy: CutStrategy = "every_cut", seed: int = 0, epoch: int = 0) -> list[Sample]:
@@ -129,9 +151,15 @@ class LeaveOneOut:
     def samples(self, split: Split) -> list[Sample]:
         """Return one sample per evaluated user, in user order; a ConfigurationError names an unknown split.
 
-        The history of `valid` is the training part, that of `test` includes the validation item.
+        The history of `valid` is the training part, that of `test` includes the validation item; nobody is validated
+        on an item that is held out.
         """
         if split not in ("valid", "test"):
             raise ConfigurationError(f"split must be 'valid' or 'test', got {split!r}.")
         place = -2 if split == "valid" else -1
-        return [Sample(user, self._histories[user][:place], self._histories[user][place]) for user in self._evaluated]
+        found = ((user, self._histories[user]) for user in self._evaluated)
+        return [
+            Sample(user, self._known(history[:place]), history[place])
+            for user, history in found
+            if split == "test" or history[place] not in self.held_out_items
+        ]

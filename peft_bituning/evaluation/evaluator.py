@@ -1,6 +1,6 @@
 """Full ranking of I items for U users, seen items kept and left out at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from ..errors import ConfigurationError, InputError
 from ..metrics import ranking_metrics, standard_errors, target_ranks
 from ..recommenders import pad_histories
 from .catalog_ranks import MAX_SCORES, catalog_ranks
+from .encoded_users import EncodedUsers
 
 USERS_A_PASS = 1024
 #: What becomes of the items of a user's own history in each mode; in print, "seen items kept" or "seen items left out".
@@ -56,13 +57,23 @@ class RankingReport:
                 f"got {list(self.ranks_unfiltered.shape)} and {list(self.ranks_filtered.shape)}"
             )
 
-    def metrics(self) -> dict[str, Any]:
-        """Return `{"unfiltered": {"recall@10": .., "recall@10_se": .., ..}, "filtered": {..}, "users": U}`."""
+    def metrics(self, groups: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """Return `{"unfiltered": {"recall@10": .., "recall@10_se": .., ..}, "filtered": {..}, "users": U}`.
+
+        With groups of users, masks `[U]` bool by name, the same of each that is not empty comes under `"groups"`.
+        """
         unfiltered, filtered = (
             {**ranking_metrics(ranks, self.k), **standard_errors(ranks, self.k)}
             for ranks in (self.ranks_unfiltered, self.ranks_filtered)
         )
-        return {"unfiltered": unfiltered, "filtered": filtered, "users": len(self.ranks_unfiltered)}
+        found = {"unfiltered": unfiltered, "filtered": filtered, "users": len(self.ranks_unfiltered)}
+        if groups is not None:
+            found["groups"] = {name: self.of(users).metrics() for name, users in groups.items() if users.any()}
+        return found
+
+    def of(self, users: np.ndarray) -> "RankingReport":
+        """Return the report of some users, a mask `[U]`."""
+        return RankingReport(self.ranks_unfiltered[users], self.ranks_filtered[users], self.k)
 
 
 def rank_batches(
@@ -125,6 +136,7 @@ def rank_users(
     progress: bool = False,
     description: str = "evaluating",
     swap_collaborative: bool = False,
+    encoded: EncodedUsers | None = None,
 ) -> RankingReport:
     """Rank the whole catalog for users; every process must call it, and all get the same report.
 
@@ -135,6 +147,7 @@ def rank_users(
         progress: Show a progress bar.
         description: Its label.
         swap_collaborative: Give every user the collaborative embeddings of another, to see what they matter.
+        encoded: Keeps the users' embeddings.
     """
     table = table.to(encoder.device)
     generator = torch.Generator().manual_seed(0)
@@ -148,6 +161,8 @@ def rank_users(
             other_of = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
             others = [histories[other_of[row]] for row in range(len(batch))]
         users = encoder.encode(histories, "user", True, progress, description, others)
+        if encoded is not None:
+            encoded.keep(histories, users)
         return catalog_ranks(users.to(encoder.device), table, [sample.target for sample in batch], histories)
 
     return rank_batches(rank, samples, batch_size=USERS_A_PASS)

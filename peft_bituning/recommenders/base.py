@@ -4,7 +4,7 @@ Shapes: `B` rows, `N` history length, `L` real items of the longest row, `C` col
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ class IDRecommender(nn.Module):
     num_items: int
     embedding_dim: int
     max_length: int
+    untrained_items: Collection[int] = ()  # read as new items are
     _scale: float | None = None
     # Writes `config.json` and `model.safetensors`; only declared, so that `PreTrainedModel`'s own is not hidden.
     save_pretrained: Any
@@ -76,6 +77,8 @@ class IDRecommender(nn.Module):
         if item_indices.dtype.is_floating_point or item_indices.dtype == torch.bool:
             raise InputError(f"item_indices must be integers (catalog indices), got {item_indices.dtype}")
         real = mask.bool() & (item_indices >= 0) & (item_indices < self.num_items)
+        if self.untrained_items:
+            real &= ~torch.isin(item_indices, torch.tensor(list(self.untrained_items), device=item_indices.device))
         from_the_end = real.flip(1).cumsum(1).flip(1)  # 1 at the last real item
         return real & (from_the_end <= self.max_length)
 

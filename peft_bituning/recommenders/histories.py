@@ -24,18 +24,20 @@ class Histories:
         item_indices: `[B, N]` catalog indices, oldest first.
         mask: `[B, N]`, true or 1 at real items.
         num_items: Catalog size I.
+        embeddings: `[B, D]` of length 1, the users' by an adapter, where they are at hand; see `LaserPart`.
 
     Raises:
         InputError: Shapes do not fit.
     """
 
-    def __init__(self, item_indices: Tensor, mask: Tensor, num_items: int) -> None:
+    def __init__(self, item_indices: Tensor, mask: Tensor, num_items: int, embeddings: Tensor | None = None) -> None:
         if item_indices.ndim != 2 or mask.shape != item_indices.shape:
             raise InputError(
                 "item_indices and mask must both have shape [rows, history length], "
                 f"got {list(item_indices.shape)} and {list(mask.shape)}"
             )
         self.item_indices, self.mask, self.num_items = item_indices, mask, num_items
+        self.embeddings = embeddings
         indices = item_indices.cpu().numpy()
         real = mask.cpu().bool().numpy() & (indices >= 0) & (indices < num_items)
         self.rows, columns = np.nonzero(real)  # [E]

@@ -38,6 +38,7 @@ class ItemSequenceConfig(PreTrainedConfig):
         dropout: Probability for embeddings and sublayers in training.
         attention_dropout: Probability for attention weights in training.
         initializer_range: Standard deviation of the initial weights.
+        untrained_items: Catalog indices without a training event by construction, which are read as new items are.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ItemSequenceConfig(PreTrainedConfig):
         dropout: float = 0.5,
         attention_dropout: float = 0.5,
         initializer_range: float = 0.02,
+        untrained_items: list[int] | None = None,
         **arguments: Any,
     ) -> None:
         if "max_length" in arguments:
@@ -64,6 +66,7 @@ class ItemSequenceConfig(PreTrainedConfig):
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.initializer_range = initializer_range
+        self.untrained_items = untrained_items
         for name in SIZES:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)!r}")
@@ -120,7 +123,15 @@ class ItemSequenceModel(IDRecommender, PreTrainedModel):
 
     def essentials(self) -> dict[str, Any]:
         """Return the settings that decide what the weights compute."""
-        return {name: getattr(self.config, name) for name in SIZES}
+        left_out = self.untrained_items
+        return {name: getattr(self.config, name) for name in SIZES} | (
+            {"untrained_items": left_out} if left_out else {}
+        )
+
+    @property
+    def untrained_items(self) -> list[int]:  # type: ignore[override]
+        """Catalog indices that get no state."""
+        return self.config.untrained_items or []
 
     def training_loss(self, item_indices: Tensor, lengths: Tensor, generator: Generator) -> Tensor:
         """Return the model's own training loss over one batch, a scalar.

@@ -1,6 +1,7 @@
 """Serving: one folder that recommends."""
 
 from .folder import LaserSettings
+from .hybrid_recommender import HybridRecommender
 from .recommender import LaserRecommender
 
-__all__ = ["LaserRecommender", "LaserSettings"]
+__all__ = ["HybridRecommender", "LaserRecommender", "LaserSettings"]

@@ -58,9 +58,11 @@ def write_card(
         sections += [
             "## Results",
             "Test split of a leave-one-out evaluation: the last item of each user, ranked among all "
-            f"{counts.get('items', len(items))} items. `seen` says whether the items of a user's own history stay "
-            "among the candidates; ± is the standard error over users.",
+            f"{counts.get('items', len(items))} items; those of a user's own history are kept among the candidates, or "
+            "left out. ± is the standard error over users, the best of a column is bold.",
             results_table(results["rows"]),
+            groups_table(results["rows"]),
+            results.get("language_model", {}).get("verdict", ""),
         ]
     if counts:
         sections += ["## Data", _data_table(counts)]
@@ -68,28 +70,64 @@ def write_card(
     if results.get("versions"):
         versions = ", ".join(f"{package} {number}" for package, number in results["versions"].items())
         sections += ["## Versions", versions]
-    write_whole(path, str(ModelCard("\n\n".join(sections) + "\n")))
+    write_whole(path, str(ModelCard("\n\n".join(filter(None, sections)) + "\n")))
 
 
 def results_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lay out methods and their test metrics.
+    """Lay out methods and their test metrics, the best of each column in bold.
 
     Args:
         rows: each with `name` and `test`, the metrics of `RankingReport.metrics`.
 
     Returns:
-        A Markdown table: a line a method and filter mode.
+        A Markdown table: a line a method, seen items kept, then left out.
     """
-    lines = [
-        "| method | seen | Recall@10 | NDCG@10 | MRR | users |",
-        "| --- | --- | --- | --- | --- | --- |",
+    titles = [f"{title}, {seen}" for seen in SEEN_ITEMS.values() for title in ("R@10", "N@10", "MRR")]
+    columns = [[row["test"][mode][name] for row in rows] for mode in SEEN_ITEMS for name in METRICS]
+    errors = [[row["test"][mode][f"{name}_se"] for row in rows] for mode in SEEN_ITEMS for name in METRICS]
+    cells = [
+        [_best(value, values, f"{value:.4f} ± {error:.4f}") for value, error in zip(values, spread, strict=True)]
+        for values, spread in zip(columns, errors, strict=True)
     ]
-    for row in rows:
-        for mode, seen in SEEN_ITEMS.items():
-            metrics = row["test"][mode]
-            cells = [f"{metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}" for name in METRICS]
-            lines.append(f"| {row['name']} | {seen} | {' | '.join(cells)} | {row['test']['users']} |")
-    return "\n".join(lines)
+    return _table(
+        ["method", *titles], [[_label(row), *line] for row, line in zip(rows, zip(*cells, strict=True), strict=True)]
+    )
+
+
+def groups_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out the NDCG@10 of groups of users or targets, seen items kept, the best of each in bold.
+
+    Args:
+        rows: as `results_table` takes them; those of earlier versions have no groups and are left out.
+
+    Returns:
+        A Markdown table, or nothing where no row has groups.
+    """
+    rows = [row for row in rows if row["test"].get("groups")]
+    sizes = {name: each["users"] for row in rows for name, each in row["test"]["groups"].items()}
+    if not sizes:
+        return ""
+    values = {name: [row["test"]["groups"][name]["unfiltered"]["ndcg@10"] for row in rows] for name in sizes}
+    titles = [f"{name} ({size} users)" for name, size in sizes.items()]
+    lines = [
+        [_label(row), *(_best(column[place], column, f"{column[place]:.4f}") for column in values.values())]
+        for place, row in enumerate(rows)
+    ]
+    return _table(["N@10, seen items kept", *titles], lines)
+
+
+def _label(row: dict[str, Any]) -> str:
+    """Name a row for somebody who has not read the paper."""
+    return f"Laser {row['name']}" if row["name"].startswith("after stage") else str(row["name"])
+
+
+def _best(value: float, values: Sequence[float], shown: str) -> str:
+    return f"**{shown}**" if value == max(values) > 0 else shown
+
+
+def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [titles, ["---"] * len(titles), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _example(items: ItemCatalog, source: str, base_folder: str | None) -> str:

@@ -18,7 +18,11 @@ from ..catalog.encoder import HistoryEncoder, HistorySettings
 from ..catalog.item_table import ItemTable
 from ..data import ItemCatalog, PromptTemplate
 from ..errors import ArtifactError, ConfigurationError, DataError
-from ..recommenders import IDRecommender, load_recommender
+from ..recommenders import Hybrid, IDRecommender, load_recommender
+from ..recommenders.hybrid.hybrid import SEQUENCE_FOLDER
+from ..recommenders.hybrid.hybrid import SETTINGS_FILE as SETTINGS_OF_HYBRID
+from ..recommenders.hybrid.hybrid import TENSORS_FILE as TENSORS_OF_HYBRID
+from ..recommenders.hybrid.part import EmbeddingRecommender
 from .card import write_card
 from .manifest import MANIFEST_FILE, check_manifest, write_manifest
 
@@ -28,12 +32,14 @@ CARD_FILE = "README.md"
 ITEMS_FILE = "catalog/items.jsonl"
 TABLE_FILE = "catalog/item_table.safetensors"
 RECOMMENDER_FOLDER = "recommender"
+HYBRID_FOLDER = "hybrid"
 USER_ADAPTER = "default"
 ITEM_ADAPTER = "items"
 FORMAT_VERSION = 1
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _RECOMMENDER_FILES = ("config.json", "model.safetensors")
+_HYBRID_FILES = (SETTINGS_OF_HYBRID, TENSORS_OF_HYBRID)
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ class SavedParts:
         items: the catalog.
         table: the item table, in catalog order.
         id_recommender: the frozen ID recommender, or None.
+        hybrid: what ranks, to be written; it is read by `read_hybrid`.
     """
 
     settings: LaserSettings
@@ -123,6 +130,7 @@ class SavedParts:
     items: ItemCatalog
     table: ItemTable
     id_recommender: IDRecommender | None
+    hybrid: Hybrid | None = None
 
 
 def write_folder(folder: Path, model: PeftModel, parts: SavedParts, repo_id: str | None = None) -> None:
@@ -145,10 +153,13 @@ def write_folder(folder: Path, model: PeftModel, parts: SavedParts, repo_id: str
     write_whole(folder / SETTINGS_FILE, json.dumps(asdict(parts.settings), indent=2) + "\n")
     if parts.id_recommender is not None:
         parts.id_recommender.save_pretrained(folder / RECOMMENDER_FOLDER)
+    if parts.hybrid is not None:
+        parts.hybrid.save_pretrained(folder / HYBRID_FOLDER, with_sequence=_apart(parts))
     settings = parts.settings
     with whole_file(folder / CARD_FILE) as temporary:
         write_card(temporary, settings.results, settings.base_model, parts.template, parts.items, repo_id or ".")
-    write_manifest(folder, [*_needed_files(parts.id_recommender is not None), CARD_FILE])
+    files = [*_needed_files(parts.id_recommender is not None), *_hybrid_files(parts), CARD_FILE]
+    write_manifest(folder, files)
 
 
 def read_folder(folder: Path) -> SavedParts:
@@ -180,6 +191,36 @@ def read_folder(folder: Path) -> SavedParts:
             "save or download the folder again"
         )
     return SavedParts(settings, template, items, table, _read_recommender(folder, settings.recommender_hash))
+
+
+def read_catalog(folder: Path) -> tuple[ItemCatalog, dict[str, Any], IDRecommender | None]:
+    """Read what a hybrid needs beside its own files: the catalog, the results, the ID recommender.
+
+    Args:
+        folder: what `write_folder` wrote with a hybrid.
+
+    Raises:
+        ArtifactError: a file is missing, changed or damaged, or there is no hybrid.
+    """
+    listed = check_manifest(folder, editable=[CARD_FILE])
+    settings = _read_settings(folder / SETTINGS_FILE, listed)
+    _check_listed(listed, [ITEMS_FILE, *(f"{HYBRID_FOLDER}/{name}" for name in _HYBRID_FILES)])
+    items = ItemCatalog.from_jsonl(folder / ITEMS_FILE)
+    return items, settings.results, _read_recommender(folder, settings.recommender_hash)
+
+
+def read_hybrid(
+    folder: Path, items: ItemCatalog, known: IDRecommender | None, laser: EmbeddingRecommender | None = None
+) -> Hybrid:
+    """Read the hybrid of a folder whose manifest was checked; `known` is the ID recommender that the prefix reads."""
+    place = folder / HYBRID_FOLDER
+    own = place / SEQUENCE_FOLDER
+    return Hybrid.from_pretrained(place, items, None if own.is_dir() else known, laser)
+
+
+def has_hybrid(folder: Path) -> bool:
+    """Whether the folder was saved with a hybrid."""
+    return (folder / HYBRID_FOLDER / SETTINGS_OF_HYBRID).is_file()
 
 
 def item_identity(folder: Path) -> dict[str, Any]:
@@ -261,6 +302,19 @@ def _needed_files(has_recommender: bool) -> list[str]:
     names = [SETTINGS_FILE, TEMPLATE_FILE, ITEMS_FILE, TABLE_FILE]
     names += [f"{prefix}{name}" for prefix in ("", f"{ITEM_ADAPTER}/") for name in _ADAPTER_FILES]
     return names + [f"{RECOMMENDER_FOLDER}/{name}" for name in _RECOMMENDER_FILES if has_recommender]
+
+
+def _apart(parts: SavedParts) -> bool:
+    """Whether the hybrid's ID recommender is not the one that the prefix reads, which is in the folder anyway."""
+    sequence = None if parts.hybrid is None else parts.hybrid.settings()["sequence"]
+    return sequence is not None and sequence != parts.settings.recommender_hash
+
+
+def _hybrid_files(parts: SavedParts) -> list[str]:
+    if parts.hybrid is None:
+        return []
+    own = [f"{SEQUENCE_FOLDER}/{name}" for name in _RECOMMENDER_FILES] if _apart(parts) else []
+    return [f"{HYBRID_FOLDER}/{name}" for name in (*_HYBRID_FILES, *own)]
 
 
 def _check_listed(listed: Collection[str], needed: Sequence[str]) -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from numbers import Integral
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,23 +17,16 @@ from ..catalog.encoder import HistoryEncoder
 from ..catalog.index import ExactIndex, ItemIndex
 from ..catalog.item_table import ItemTable
 from ..data import ItemCatalog, PromptTemplate
-from ..errors import ConfigurationError, UnknownItemError
-from ..recommenders import IDRecommender
+from ..errors import ConfigurationError
+from ..recommenders import Hybrid, IDRecommender
 from ..tuners.rows.embedding_model import EmbeddingModel
-from . import hub
-from .folder import (
-    ITEM_ADAPTER,
-    USER_ADAPTER,
-    LaserSettings,
-    SavedParts,
-    load_adapters,
-    load_base,
-    read_folder,
-    write_folder,
-)
+from .folder import ITEM_ADAPTER, USER_ADAPTER, LaserSettings
+from .hybrid_recommender import HybridRecommender
+from .requests import history_indices, positive, short, strings
+from .saved_recommender import Embedded, SavedRecommender
 
 
-class LaserRecommender:
+class LaserRecommender(SavedRecommender):
     """Recommends items for purchase histories; load one with `from_pretrained`, train one with `training.fit`.
 
     Args:
@@ -48,6 +39,7 @@ class LaserRecommender:
         id_recommender: the frozen ID recommender, or None where the prefix encoder needs none.
         settings: limits and provenance.
         device: where to run.
+        hybrid: what ranks, or None for the adapter alone; its part `laser` reads this recommender.
     """
 
     def __init__(
@@ -60,6 +52,7 @@ class LaserRecommender:
         id_recommender: IDRecommender | None,
         settings: LaserSettings,
         device: torch.device | str | None = None,
+        hybrid: Hybrid | None = None,
     ) -> None:
         if len(table) != len(items):
             raise ConfigurationError(f"the item table must have {len(items)} rows, one per item, got {len(table)}")
@@ -82,6 +75,27 @@ class LaserRecommender:
         self.table = table.to(self.device)
         self._make_index: Callable[[Tensor], ItemIndex] = ExactIndex
         self.index: ItemIndex = ExactIndex(self.table.embeddings)
+        self.by_hybrid: HybridRecommender | None = None
+        if hybrid is not None:
+            self.by_hybrid = HybridRecommender(items, hybrid.reading(self), settings.results, base)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What training measured; `print(recommender)` shows it as tables."""
+        return self.settings.results
+
+    @property
+    def hybrid(self) -> Hybrid | None:
+        """What `recommend` ranks by; None in a folder that was saved without one."""
+        return None if self.by_hybrid is None else self.by_hybrid.hybrid
+
+    def __repr__(self) -> str:
+        """Name the parts, and what the language model added by the test users."""
+        verdict = self.results.get("language_model", {}).get("verdict")
+        return (
+            f"{type(self).__name__}({len(self.items)} items, {self.base.name!r}, ranks by "
+            f"{'the adapter alone' if self.by_hybrid is None else self.by_hybrid!r}{'; ' + verdict if verdict else ''})"
+        )
 
     # ------------------------------------------------------------------ recommending
 
@@ -94,8 +108,10 @@ class LaserRecommender:
         on_unknown: str = "error",
         batch_size: int = 32,
         show_progress_bar: bool = False,
-    ) -> list[list[tuple[str, float]]]:
-        """Recommend the items whose embeddings are nearest to each user's (paper Eqs. 3-4).
+        parts: str | None = None,
+        explain: bool = False,
+    ) -> list[Any]:
+        """Recommend items by the hybrid, or those whose embeddings are nearest to each user's (paper Eqs. 3-4).
 
         Args:
             histories: item ids in time order, one sequence a user; an empty one is a cold start.
@@ -105,23 +121,55 @@ class LaserRecommender:
             on_unknown: `error` names item ids that are not in the catalog, `ignore` reads the history without them.
             batch_size: users a forward pass.
             show_progress_bar: show one.
+            parts: `hybrid`, or `laser` for the adapter alone; None is the hybrid where there is one.
+            explain: say what each part of the hybrid gives to a score.
 
         Returns:
-            For each user, `(item_id, cosine)` from best to worst; fewer than k where fewer are left.
+            For each user, `(item_id, score)` from best to worst, the adapter's a cosine; with `explain`
+            `(item_id, score, {part: share})`, whose shares add up to the score. Fewer than k where fewer are left.
 
         Raises:
             UnknownItemError: an id is not in the catalog.
-            ConfigurationError: k below 1, or an unknown `on_unknown`.
+            ConfigurationError: k below 1, unknown `parts` or `on_unknown`, or a hybrid where there is none.
         """
-        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
-            raise ConfigurationError(f"k must be an integer >= 1, got {k!r}")
-        indices = self._indices(histories, on_unknown)
-        allowed = None if candidates is None else self.items.indices_of(_strings(candidates, "candidates"))
-        users = self._encode(indices, "user", batch_size, show_progress_bar, normalize_embeddings=True)
+        k = positive("k", k)
+        if parts not in (None, "hybrid", "laser") or (parts == "hybrid" and self.by_hybrid is None):
+            have = "'laser'" if self.by_hybrid is None else "'hybrid' or 'laser'"
+            raise ConfigurationError(f"parts must be {have}, got {parts!r}")
+        by_hybrid = None if parts == "laser" else self.by_hybrid
+        if explain and by_hybrid is None:
+            raise ConfigurationError("explain needs the hybrid, whose parts it tells apart; the adapter has one score")
+        indices = history_indices(self.items, histories, on_unknown)
+        allowed = None if candidates is None else self.items.indices_of(strings(candidates, "candidates"))
+        positive("batch_size", batch_size)
+        users = None
+        if by_hybrid is None or any(part.name == "laser" for part in by_hybrid.hybrid.parts):
+            users = self._encode(indices, "user", batch_size, show_progress_bar, normalize_embeddings=True)
         if not indices:
             return []
+        if by_hybrid is not None:
+            return by_hybrid.ranked(indices, k, filter_seen, candidates, show_progress_bar, explain, users)
         exclude = [sorted(set(history)) for history in indices] if filter_seen else None
-        return self._search(users, k, exclude, allowed)
+        return self._search(cast(Tensor, users), k, exclude, allowed)
+
+    def without(self, part: str) -> HybridRecommender:
+        """Return what ranks without `laser`, by weights that were fitted without it: no language model is in it.
+
+        Raises:
+            ConfigurationError: another part, or no hybrid.
+        """
+        if self.by_hybrid is None:
+            raise ConfigurationError(f"there is no hybrid to leave {part!r} out of; this folder has the adapter alone")
+        return HybridRecommender(self.items, self.by_hybrid.hybrid.without(part), self.results)
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """The item table [I, D], as the hybrid's part `laser` reads it."""
+        return self.table.embeddings
+
+    def user_embeddings(self, histories: Sequence[Sequence[int]]) -> Tensor:
+        """Return embeddings [M, D] of length 1 of histories of catalog indices."""
+        return self._encode(histories, "user", 32, False, normalize_embeddings=True)
 
     def similar_items(self, item_ids: Sequence[str], k: int = 10) -> list[list[tuple[str, float]]]:
         """Find the items nearest to given ones.
@@ -136,7 +184,7 @@ class LaserRecommender:
         Raises:
             UnknownItemError: an id is not in the catalog.
         """
-        indices = self.items.indices_of(_strings(item_ids, "item_ids"))
+        indices = self.items.indices_of(strings(item_ids, "item_ids"))
         if not indices:
             return []
         return self._search(self.table.embeddings[indices], k, [[index] for index in indices], None)
@@ -145,13 +193,16 @@ class LaserRecommender:
         """Search through another index than `ExactIndex`; it is made now, and anew whenever items are added.
 
         Args:
-            make_index: makes an index of the item table's embeddings [I, D], as `FaissIndex` does.
+            make_index: makes an index of the item table's embeddings [I, D], and of the hybrid's dense parts, as
+                `FaissIndex` does.
 
         Raises:
             ConfigurationError: from `make_index`, as all else it raises; the index in use stays.
         """
-        self.index = make_index(self.table.embeddings)
-        self._make_index = make_index
+        index = make_index(self.table.embeddings)
+        if self.by_hybrid is not None:
+            self.by_hybrid.use_index(make_index)
+        self.index, self._make_index = index, make_index
 
     def _search(
         self, queries: Tensor, k: int, exclude: list[list[int]] | None, candidates: list[int] | None
@@ -187,7 +238,7 @@ class LaserRecommender:
         Raises:
             UnknownItemError: an id is not in the catalog.
         """
-        indices = self._indices(histories, on_unknown)
+        indices = history_indices(self.items, histories, on_unknown)
         return self._encode(indices, "user", batch_size, show_progress_bar, normalize_embeddings).numpy()
 
     def encode_items(
@@ -211,7 +262,7 @@ class LaserRecommender:
         Raises:
             UnknownItemError: an id is not in the catalog.
         """
-        ids = list(self.items.item_ids) if item_ids is None else _strings(item_ids, "item_ids")
+        ids = list(self.items.item_ids) if item_ids is None else strings(item_ids, "item_ids")
         indices = [[index] for index in self.items.indices_of(ids)]
         return self._encode(indices, "item", batch_size, show_progress_bar, normalize_embeddings).numpy()
 
@@ -227,15 +278,17 @@ class LaserRecommender:
             ConfigurationError: not a list of records.
         """
         if isinstance(items, Mapping | str):
-            raise ConfigurationError(f"items must be a list of records, got {_short(items)}; for one item write [...]")
+            raise ConfigurationError(f"items must be a list of records, got {short(items)}; for one item write [...]")
         known, extended = len(self.items), self.items.extended(items)
         fresh = [[index] for index in range(known, len(extended))]
         if not fresh:
             return
         encoder = self.encoder.over(extended)
         table = self.table.extended(self._encode(fresh, "item", batch_size, False, False, encoder))
-        index = self._make_index(table.embeddings)
-        self.items, self.encoder, self.table, self.index = extended, encoder, table, index
+        index, grown = self._make_index(table.embeddings), None
+        if self.by_hybrid is not None:
+            grown = self.by_hybrid.grown(extended, Embedded(table.embeddings, self.user_embeddings))
+        self.items, self.encoder, self.table, self.index, self.by_hybrid = extended, encoder, table, index, grown
 
     def _encode(
         self,
@@ -246,13 +299,12 @@ class LaserRecommender:
         normalize_embeddings: bool,
         encoder: HistoryEncoder | None = None,
     ) -> Tensor:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ConfigurationError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+        batch_size = positive("batch_size", batch_size)
         if not indices:
             return torch.zeros(0, self.table.embeddings.shape[1])
         with self._adapter(ITEM_ADAPTER if kind == "item" else USER_ADAPTER):
             embeddings = (encoder or self.encoder).encode(
-                indices, kind, progress=progress, description=f"encoding {kind}s", batch_size=int(batch_size)
+                indices, kind, progress=progress, description=f"encoding {kind}s", batch_size=batch_size
             )
         return F.normalize(embeddings, dim=-1) if normalize_embeddings else embeddings
 
@@ -264,106 +316,3 @@ class LaserRecommender:
             yield
         finally:
             self.model.set_adapter(before, inference_mode=True)
-
-    def _indices(self, histories: Sequence[Sequence[str]], on_unknown: str) -> list[list[int]]:
-        if on_unknown not in ("error", "ignore"):
-            raise ConfigurationError(f"on_unknown must be 'error' or 'ignore', got {on_unknown!r}")
-        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
-            raise ConfigurationError(
-                f"histories must be a list of lists of item ids, got {_short(histories)}; for one user write [[...]]"
-            )
-        index = self.items.index
-        unknown = sorted({str(item) for history in histories for item in history if str(item) not in index})
-        if unknown and on_unknown == "error":
-            raise UnknownItemError(
-                f"{len(unknown)} item ids are not in the catalog: {', '.join(unknown[:10])}; add them with add_items, "
-                "or leave them out with on_unknown='ignore'"
-            )
-        return [[index[str(item)] for item in history if str(item) in index] for history in histories]
-
-    # ------------------------------------------------------------------ files
-
-    def save_pretrained(self, save_directory: str | Path, repo_id: str | None = None) -> None:
-        """Write everything into one folder: safetensors, JSON and a model card.
-
-        Args:
-            save_directory: the folder; files of an earlier save are replaced, others left.
-            repo_id: the Hub repository that the model card's example loads; None loads the folder.
-        """
-        settings = replace(self.settings, table_checksum=self.table.checksum())
-        parts = SavedParts(settings, self.template, self.items, self.table, self.id_recommender)
-        write_folder(Path(save_directory), self.model, parts, repo_id)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_repo: str | Path,
-        base_model: str | Path | BaseModel | None = None,
-        device: torch.device | str | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> "LaserRecommender":
-        """Load a saved recommender with nothing else at hand.
-
-        Args:
-            path_or_repo: a folder, or a Hub repository.
-            base_model: the language model where its recorded name does not resolve here: a local folder, an alias,
-                or a loaded `BaseModel` (4-bit, say).
-            device: where to run; None takes CUDA where there is one.
-            revision: commit, branch or tag of the repository.
-            token: Hub token.
-            dtype: type of the frozen weights.
-
-        Returns:
-            The recommender.
-
-        Raises:
-            ArtifactError: a file is missing, changed, or belongs to something else.
-            AdapterLoadError: adapter tensors do not fit.
-            ConfigurationError: the language model cannot be loaded, or carries an adapter already.
-        """
-        folder = Path(path_or_repo)
-        if not folder.is_dir():
-            folder = hub.download(str(path_or_repo), revision=revision, token=token)
-        parts = read_folder(folder)
-        base = load_base(parts.settings, base_model, dtype)
-        model = load_adapters(base, folder)
-        return cls(
-            base, model, parts.items, parts.table, parts.template, parts.id_recommender, parts.settings, device=device
-        )
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str = "Upload LaserRecommender",
-        create_pr: bool = False,
-    ) -> str:
-        """Upload the saved folder to the Hub; `PeftModel.from_pretrained` loads the same repository.
-
-        Args:
-            repo_id: `user/name`; it is created where it does not exist.
-            private: whether a new repository is private; None leaves it to the account.
-            token: Hub token.
-            commit_message: first line of the commit.
-            create_pr: open a pull request instead of committing.
-
-        Returns:
-            The address of the commit.
-        """
-        return hub.upload(
-            lambda folder: self.save_pretrained(folder, repo_id), repo_id, private, token, commit_message, create_pr
-        )
-
-
-def _strings(values: Sequence[str], name: str) -> list[str]:
-    if isinstance(values, str):
-        raise ConfigurationError(f"{name} must be a list of item ids, got {values!r}; for one item write [{values!r}]")
-    return [str(value) for value in values]
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -105,6 +105,14 @@ class LaserArguments:
     )
     id_recommender: str = _setting("sasrec", "Frozen ID recommender: sasrec, bert4rec, none, or a saved folder.")
     id_recommender_epochs: int | None = _setting(None, "Its epochs at most; None is its own.")
+    text_model: str | None = _setting(
+        "tf-idf",
+        "What the hybrid reads of the items' texts: tf-idf, minilm, language-model[:LAYER], a sentence-transformers "
+        "model, or none.",
+    )
+    hold_out_items: float = _setting(
+        0.0, "Share of items taken out of all training and validation events, to be reported apart as new ones."
+    )
     max_collaborative_states: int | None = _setting(
         1, "Newest items of a history whose collaborative embeddings the prefix reads; None is all."
     )
@@ -137,6 +145,8 @@ class LaserArguments:
                 raise ConfigurationError(f"{name} must be > 0, got {value!r}")
         if not 0 <= self.warmup_ratio < 1:
             raise ConfigurationError(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio!r}")
+        if not 0 <= self.hold_out_items < 1:
+            raise ConfigurationError(f"hold_out_items must be in [0, 1), got {self.hold_out_items!r}")
         if self.weight_decay < 0:
             raise ConfigurationError(f"weight_decay must be >= 0, got {self.weight_decay!r}")
         for name, known in (

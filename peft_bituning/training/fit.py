@@ -9,14 +9,14 @@ from accelerate.utils import set_seed
 from peft import PeftModel, set_peft_model_state_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..artifacts import to_json, write_whole
+from ..artifacts import write_whole
 from ..assembly import assemble, attach_adapter, read_template, refuse_adapter
 from ..base_models import BaseModel, load_base_model
 from ..catalog.encoder import HistoryEncoder
 from ..data import Interactions, LeaveOneOut, PromptTemplate, as_interactions
 from ..errors import ConfigurationError
 from ..matmul import fast_cpu_matmul
-from ..recommenders import IDRecommender
+from ..recommenders import Hybrid, IDRecommender
 from ..serving.recommender import ITEM_ADAPTER, LaserRecommender, LaserSettings
 from ..tuners.bituning import BiTuningConfig
 from ..tuners.bituning.encoders import prefix_encoder_class
@@ -25,7 +25,7 @@ from .curves import plot_curves
 from .forecast import say_what_is_ahead
 from .id_recommender import provide_id_recommender
 from .report import Report
-from .run_folder import RESULTS_FILE, RunFolder
+from .run_folder import RESULTS_FILE, RunFolder, identity_of
 from .sharding import launched_accelerator
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
@@ -77,7 +77,7 @@ def fit(
         folder.prepare()
         set_seed(arguments.seed)
         data = as_interactions(interactions, items, folder.rejects)
-        split = LeaveOneOut.of(data)
+        split = LeaveOneOut.of(data, arguments.hold_out_items, arguments.seed)
         base = load_base_model(base_model)
         if arguments.resume and folder.is_finished:
             folder.check_finished(data, base, config, id_recommender, template)
@@ -104,7 +104,7 @@ def _train(
 ) -> LaserRecommender:
     """Measure the baselines, train, test, save."""
     accelerator, arguments, num_items = folder.accelerator, folder.arguments, len(data.items)
-    identity = _identity(data, base, known, encoder)
+    identity = identity_of(data, base, known, encoder)
     training = TwoStageTraining(accelerator, encoder, split, num_items, arguments, folder.store, identity)
     training.read_checkpoint()
     if not training.is_resumed:  # or it would say what is behind
@@ -114,7 +114,8 @@ def _train(
     with folder.timed("training_this_run"):
         stage1, stage2 = training.run(first_table)
     report.stages(stage1, stage2)
-    return _finish(folder, base, encoder, stage2, report.results(stage1, stage2))
+    hybrid = report.with_language_model(stage2)
+    return _finish(folder, base, encoder, stage2, hybrid, report.results(stage1, stage2))
 
 
 def _encoder(
@@ -138,23 +139,13 @@ def _encoder(
     )
 
 
-def _identity(
-    data: Interactions, base: BaseModel, known: IDRecommender | None, encoder: HistoryEncoder
-) -> dict[str, Any]:
-    """Return what a resumed run must share, as JSON values."""
-    return to_json(
-        {
-            "data": data.content_hash,
-            "base_model": {"name": base.name, **base.fingerprint()},
-            "id_recommender": None if known is None else known.content_hash(),
-            "adapter": cast(PeftModel, encoder.model).peft_config[ADAPTER].to_dict(),
-            "template": encoder.collator.prompts.template.to_dict(),
-        }
-    )
-
-
 def _finish(
-    folder: RunFolder, base: BaseModel, encoder: HistoryEncoder, kept: StageResult, results: dict[str, Any]
+    folder: RunFolder,
+    base: BaseModel,
+    encoder: HistoryEncoder,
+    kept: StageResult,
+    hybrid: Hybrid,
+    results: dict[str, Any],
 ) -> LaserRecommender:
     """Put the parts together and save them; checkpoints go last."""
     accelerator, model = folder.accelerator, cast(PeftModel, encoder.model)
@@ -169,6 +160,7 @@ def _finish(
         encoder.id_recommender,
         LaserSettings.of(base, encoder, kept.item_side.table, results),
         accelerator.device,
+        hybrid,
     )
     if accelerator.is_main_process:
         finished.save_pretrained(folder.path)

@@ -69,6 +69,7 @@ def _trained(
     origin = {
         "id_recommender": name,
         "id_recommender_epochs": arguments.id_recommender_epochs,
+        "hold_out_items": arguments.hold_out_items,
         "seed": arguments.seed,
         "data": data.content_hash,
     }
@@ -77,7 +78,9 @@ def _trained(
         _check_origin(folder, origin)
     accelerator.wait_for_everyone()  # all have looked before the main process writes
     if accelerator.is_main_process and not kept:
-        model = build_recommender(name, len(data.items), seed=arguments.seed).to(accelerator.device)
+        model = build_recommender(
+            name, len(data.items), seed=arguments.seed, untrained_items=sorted(split.held_out_items) or None
+        ).to(accelerator.device)
         settings = default_fit_arguments(name)
         if arguments.id_recommender_epochs is not None:
             settings["epochs"] = arguments.id_recommender_epochs
@@ -97,7 +100,7 @@ def _trained(
 
 
 def _check_origin(folder: Path, origin: dict[str, Any]) -> None:
-    saved = json.loads((folder / ORIGIN_FILE).read_text())
+    saved = {"hold_out_items": 0.0, **json.loads((folder / ORIGIN_FILE).read_text())}
     different = differences(saved, origin)
     if different:
         raise CheckpointError(

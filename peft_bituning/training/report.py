@@ -1,10 +1,12 @@
 """The report of a run: what the model is held against, what it reached, and what that was measured with."""
 
 import json
+import logging
 import os
 import resource
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -16,13 +18,23 @@ from ..base_models import BaseModel
 from ..catalog.item_table import ItemTable
 from ..catalog.item_tables import TABLES, encode_table
 from ..data import Interactions, LeaveOneOut, PromptEncoder
-from ..evaluation import evaluate_ranking, history_scorer, rank_users
-from ..recommenders import IDRecommender, ItemKNN, Popularity
+from ..evaluation import (
+    EncodedUsers,
+    RankingReport,
+    evaluate_ranking,
+    history_scorer,
+    rank_users,
+    user_groups,
+)
+from ..recommenders import Hybrid, IDRecommender, ItemKNN, Popularity
 from ..tuners.bituning import BiTuningConfig
 from ..tuners.rows.embedding_model import EmbeddingModel
+from .hybrids import WITH, WITHOUT, RunHybrids, read_text, what_it_adds
 from .run_folder import RunFolder, parts_of, settings_of
 from .stage_result import StageResult
 from .stages import ADAPTER, TwoStageTraining
+
+logger = logging.getLogger(__name__)
 
 BASELINES_FILE = "baselines.json"
 UNTRAINED_MEAN = "untrained_mean"
@@ -54,6 +66,10 @@ class Report:
         self.base = base
         self.id_recommender = id_recommender
         self.samples = training.split.samples("test")
+        self.groups = user_groups(training.split, self.samples)
+        self.encoded: EncodedUsers | None = None
+        self.hybrid: Hybrid | None = None
+        self.language_model: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []
         self.swapped: dict[str, Any] | None = None
         self._progress = training.accelerator.is_main_process and not training.arguments.disable_tqdm
@@ -68,17 +84,20 @@ class Report:
         """
         training, accelerator = self.training, self.training.accelerator
         path = training.store.folder / BASELINES_FILE
+        asked = {name: getattr(training.arguments, name) for name in ("text_model", "hold_out_items")}
+        identity = {**training.identity, **asked}
         saved = json.loads(path.read_text(encoding="utf-8")) if training.arguments.resume and path.is_file() else {}
         accelerator.wait_for_everyone()
-        if saved.get("identity") == training.identity:
+        if saved.get("identity") == identity:
             self.rows = saved["rows"]
             return None
         with self.folder.timed("baselines"):
             self._count()
+            self._without_language_model()
             first_table = self._untrained()
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps({"identity": training.identity, "rows": self.rows}))
+            write_whole(path, json.dumps({"identity": identity, "rows": self.rows}))
         accelerator.wait_for_everyone()
         return first_table
 
@@ -95,8 +114,40 @@ class Report:
             known = known.to(device).eval()
             methods.append((f"frozen ID recommender ({known.recommender_type})", known, device))
         for name, method, place in methods:
-            metrics = evaluate_ranking(history_scorer(method, place), self.samples).metrics()
-            self.rows.append({"name": name, "test": metrics})
+            self._row(name, evaluate_ranking(history_scorer(method, place), self.samples))
+
+    def _row(self, name: str, report: RankingReport, **more: Any) -> None:
+        self.rows.append({"name": name, **more, "test": report.metrics(self.groups)})
+
+    @cached_property
+    def hybrids(self) -> RunHybrids:
+        """What fits the hybrids, once the texts are read."""
+        arguments, training = self.training.arguments, self.training
+        with training.accelerator.main_process_first():  # which makes the file that the others read
+            text = read_text(arguments.text_model, self.data, self.base, training.store.folder, self._progress)
+        return RunHybrids(self.data, training.split, training.validation, self.id_recommender, text, arguments.seed)
+
+    def _without_language_model(self) -> None:
+        hybrid = self.hybrids.fit()
+        text = self.hybrids.text_alone(hybrid)
+        if text is not None:
+            self._row(f"text ({hybrid.text_model})", text)
+        self._row(WITHOUT, self.hybrids.rank(hybrid))
+
+    def with_language_model(self, kept: StageResult) -> Hybrid:
+        """Fit the hybrid with what stage 2 kept, whose weights the model has, and say what that adds."""
+        with self.folder.timed("hybrid"):
+            encoded, encoder = self.encoded or EncodedUsers(kept.item_side.table), self.training.encoder
+            histories = [sample.history for sample in self.training.validation]
+            users = encoder.encode(histories, "user", True, self._progress, "validation users")
+            encoded.keep(histories, users)
+            hybrid = self.hybrids.fit(encoded)
+            with_it, without = (self.hybrids.rank(each) for each in (hybrid, hybrid.without("laser")))
+            self._row(WITH, with_it)
+            self.language_model = what_it_adds(hybrid, with_it, without)
+        logger.info(self.language_model["verdict"])
+        self.hybrid = hybrid
+        return hybrid
 
     def _untrained(self) -> ItemTable:
         """The language model as it is: the mean of the prompt's text states, and the untrained suffix."""
@@ -117,8 +168,11 @@ class Report:
         return encode_table(training.encoder, training.num_items, folder, identity, self._progress)
 
     def _add(self, name: str, table: ItemTable, description: str, **more: Any) -> None:
-        report = rank_users(self.training.encoder, self.samples, table, self._progress, description)
-        self.rows.append({"name": name, **more, "test": report.metrics()})
+        self.encoded = EncodedUsers(table)  # in the end what stage 2 kept
+        report = rank_users(
+            self.training.encoder, self.samples, table, self._progress, description, encoded=self.encoded
+        )
+        self._row(name, report, **more)
 
     def stages(self, stage1: StageResult, stage2: StageResult) -> None:
         """Score what each stage kept, once it was chosen on validation."""
@@ -141,6 +195,8 @@ class Report:
         took = {"training": training.state.seconds, "total_this_run": time.perf_counter() - self.folder.started}
         return {
             "rows": self.rows,
+            "language_model": self.language_model,
+            "hybrid": {} if self.hybrid is None else self.hybrid.settings(),
             "swapped_collaborative": self.swapped,
             "stage2_weight_change": weight_change(stage1.user_weights, stage2.user_weights),
             "epochs": training.state.epochs,

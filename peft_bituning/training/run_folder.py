@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 
 from ..artifacts import differences, to_json
 from ..base_models import BaseModel
+from ..catalog.encoder import HistoryEncoder
 from ..data import Interactions, PromptTemplate
 from ..errors import CheckpointError, ConfigurationError
 from ..recommenders import IDRecommender
@@ -147,6 +148,21 @@ def settings_of(arguments: LaserArguments) -> dict[str, Any]:
     """Return what decided a run, with names instead of paths: nothing of this machine goes into what is shared."""
     names = {name: Path(getattr(arguments, name)).name for name in ("id_recommender", "template")}
     return {**arguments.trajectory(), **names}
+
+
+def identity_of(
+    data: Interactions, base: BaseModel, known: IDRecommender | None, encoder: HistoryEncoder
+) -> dict[str, Any]:
+    """Return what a resumed run must share, as JSON values."""
+    return to_json(
+        {
+            "data": data.content_hash,
+            "base_model": {"name": base.name, **base.fingerprint()},
+            "id_recommender": None if known is None else known.content_hash(),
+            "adapter": cast(PeftModel, encoder.model).peft_config["default"].to_dict(),
+            "template": encoder.collator.prompts.template.to_dict(),
+        }
+    )
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

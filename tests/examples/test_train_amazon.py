@@ -179,8 +179,9 @@ def test_main_job(shop: Path, tiny_base_folder: Path, tmp_path: Path) -> None:
     assert results["dataset"]["users"] == 10
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     for row in results["rows"]:
-        assert sum(f"| {row['name']} |" in line for line in table) == 2
-    assert len(results["rows"]) == 7 and "Recall@10" in table[0]
+        assert sum(f"{row['name']} |" in line for line in table) == 2  # all users, and groups of them
+    assert len(results["rows"]) == 10 and "R@10, kept" in table[0]
+    assert results["language_model"]["verdict"] in done.stdout
     assert image.imread(out / "training_curves.png").ndim == 3
     assert (out / "adapter_model.safetensors").is_file() and (out / "manifest.json").is_file()
     assert "stage 1 epoch 1" in done.stderr  # bars and notes do not mix with the table

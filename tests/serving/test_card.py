@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from peft_bituning.data import ItemCatalog, PromptTemplate, load_interactions
 from peft_bituning.recommenders import build_recommender
-from peft_bituning.serving.card import results_table, write_card
+from peft_bituning.serving.card import groups_table, results_table, write_card
 from peft_bituning.training import fit
 
 ITEMS = ItemCatalog.from_records([{"item_id": "007", "title": "Lamp"}, {"item_id": 'quo"te', "title": "Rope"}])
@@ -40,12 +40,29 @@ def test_metadata_is_valid_and_claims_no_hub_model_for_a_local_one(trained) -> N
 def test_the_card_holds_what_the_run_measured(trained, card) -> None:
     results = json.loads((trained.folder / "results.json").read_text())
     assert results_table(results["rows"]) in card
-    assert "| after stage 2 | kept |" in card and "± " in card
+    assert groups_table(results["rows"]) in card and results["language_model"]["verdict"] in card
+    assert "| Laser after stage 2 |" in card and "± " in card
     for line in ("| users | 30 |", "| items | 12 |", "| events | 163 |", "| source | a ring |"):
         assert line in card
     assert "`tiny-llama`" in card
     assert PromptTemplate.from_json(re.findall(r"```json\n(.*?)```", card, flags=re.DOTALL)[0]).name == "paper"
     assert "torch 2" in card
+
+
+def test_tables_have_a_line_per_row_and_the_best_in_bold(trained) -> None:
+    rows = json.loads((trained.folder / "results.json").read_text())["rows"]
+    head, _, *lines = results_table(rows).splitlines()
+    assert head.count("kept") == head.count("left out") == 3 and len(lines) == len(rows)
+    best = max(row["test"]["unfiltered"]["ndcg@10"] for row in rows)
+    for row, line in zip(rows, lines, strict=True):
+        cell = line.split("|")[3].strip()
+        assert cell.startswith("**") == (row["test"]["unfiltered"]["ndcg@10"] == best)
+        assert f"{row['test']['unfiltered']['ndcg@10']:.4f}" in cell
+    groups = groups_table(rows).splitlines()
+    assert "users with up to 3 events" in groups[0] and len(groups) == len(rows) + 2
+    for row in rows:
+        del row["test"]["groups"]
+    assert groups_table(rows) == ""  # of a folder from before
 
 
 def test_the_snippet_runs_beside_the_language_model(trained, copied, card, monkeypatch, capsys) -> None:

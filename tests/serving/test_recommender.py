@@ -28,7 +28,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 def test_lists_are_the_catalog_by_cosine(trained) -> None:
     recommender = trained.recommender
-    (row,) = recommender.recommend([HISTORY], k=12, filter_seen=False)
+    (row,) = recommender.recommend([HISTORY], k=12, filter_seen=False, parts="laser")
     cosines = unit(recommender.encode_users([HISTORY])) @ unit(recommender.encode_items()).T
     expected = {item: float(score) for item, score in zip(recommender.items.item_ids, cosines[0], strict=True)}
     assert dict(row) == pytest.approx(expected, abs=1e-5)

@@ -58,7 +58,7 @@ def test_a_new_process_gives_the_same_bits(trained, histories, run_python, tmp_p
 def test_positions_are_the_evaluators_ranks(trained, samples, histories, loaded, filter_seen) -> None:
     report = rank_users(trained.recommender.encoder, samples, trained.recommender.table)
     ranks = report.ranks_filtered if filter_seen else report.ranks_unfiltered
-    lists = loaded.recommend(histories, k=12, filter_seen=filter_seen)
+    lists = loaded.recommend(histories, k=12, filter_seen=filter_seen, parts="laser")
     compared = 0
     for sample, rank, row in zip(samples, ranks, lists, strict=True):
         target = trained.data.items.item_ids[sample.target]
@@ -73,15 +73,16 @@ def test_positions_are_the_evaluators_ranks(trained, samples, histories, loaded,
     assert compared >= 25
 
 
-def test_the_saved_results_are_those_of_the_saved_recommender(trained, samples, histories, loaded) -> None:
+@pytest.mark.parametrize(("parts", "name"), [("laser", "after stage 2"), ("hybrid", "hybrid with Laser")])
+def test_the_saved_results_are_those_of_the_saved_recommender(trained, samples, histories, loaded, parts, name) -> None:
     ids = trained.data.items.item_ids
-    lists = loaded.recommend(histories, k=12, filter_seen=False)
+    lists = loaded.recommend(histories, k=12, filter_seen=False, parts=parts)
     places = [
         [item for item, _ in row].index(ids[sample.target]) + 1.0 for sample, row in zip(samples, lists, strict=True)
     ]
     ranks = np.array(places)
-    expected = json.loads((trained.folder / "results.json").read_text())["rows"][-1]
-    assert expected["name"] == "after stage 2"
+    rows = json.loads((trained.folder / "results.json").read_text())["rows"]
+    (expected,) = (row for row in rows if row["name"] == name)
     found = RankingReport(ranks, ranks).metrics()["unfiltered"]
     assert found == pytest.approx(expected["test"]["unfiltered"], abs=1e-9)
 

@@ -166,7 +166,7 @@ POINTS: dict[str, tuple[Install, int, signal.Signals, int]] = {
     "rotation: marker gone": (around(lambda: Path, "unlink", "after", _is_marker), 1, KILL, 8),
     "rotation: half removed": (half_a_removal, 2, KILL, 6),
     "test: scoring": (around(_module("training.report"), "rank_users", "before"), 4, KILL, 0),
-    "end: saving the folder": (around(_module("serving.recommender"), "write_folder", "before"), 1, KILL, 0),
+    "end: saving the folder": (around(_module("serving.saved_recommender"), "write_folder", "before"), 1, KILL, 0),
     "end: results written": (around(_module("training.fit"), "write_whole", "after"), 1, KILL, 0),
     "Ctrl-C: within an update": (around(_update, "run", "before"), 7, INTERRUPT, 6),
     "Ctrl-C: within a checkpoint": (half_a_file, 6, INTERRUPT, 10),

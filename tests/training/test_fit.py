@@ -47,12 +47,15 @@ def test_rows_of_the_results(trained: Any) -> None:
         "popularity",
         "item-kNN",
         "frozen ID recommender (sasrec)",
+        "text (tf-idf)",
+        "hybrid without the language model",
         "untrained LLM (mean of text states)",
         "untrained suffix",
         "after stage 1",
         "after stage 2",
+        "hybrid with Laser",
     ]
-    measured = [row["test"] for row in results["rows"]] + [row["valid"] for row in results["rows"][-2:]]
+    measured = [row["test"] for row in results["rows"]] + [row["valid"] for row in results["rows"][-3:-1]]
     measured.append(results["swapped_collaborative"])
     for metrics in measured:
         assert metrics["users"] == len(trained.data)
@@ -94,7 +97,7 @@ def test_epochs_in_the_results(trained: Any) -> None:
     steps = [record["step"] for record in results["log_history"]]
     assert steps == list(range(1, results["epochs"][-1]["global_step"] + 1))
     assert all(np.isfinite(record["loss"]) and record["tokens"] > 0 for record in results["log_history"])
-    kept = results["rows"][-2]
+    kept = results["rows"][-3]
     assert kept["valid"] == results["epochs"][0]["valid"] and kept["epoch"] == 1
 
 
@@ -155,7 +158,7 @@ def test_patience_ends_a_stage(train: Train, tmp_path: Path) -> None:
         *((1, epoch) for epoch in (1, 2, 3)),
         *((2, epoch) for epoch in (1, 2, 3)),
     ]
-    assert [row["epoch"] for row in results["rows"][-2:]] == [1, 1]
+    assert [row["epoch"] for row in results["rows"][-3:-1]] == [1, 1]
 
 
 def test_best_epoch_is_kept_with_its_table(train: Train, tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_best_epoch_is_kept_with_its_table(train: Train, tmp_path: Path) -> None
     results = _results(tmp_path / "output")
     curve = [record["valid"]["unfiltered"]["ndcg@10"] for record in results["epochs"]]
     assert curve[:-1] == sorted(curve[:-1])  # it ended with the first epoch that was worse, or the last
-    stage1, stage2 = results["rows"][-2:]
+    stage1, stage2 = results["rows"][-3:-1]
     assert stage1["epoch"] == curve.index(max(curve)) + 1
     assert stage1["valid"]["unfiltered"]["ndcg@10"] == max(curve)
     assert stage2["test"] == stage1["test"] and results["stage2_weight_change"] == 0  # no stage 2

@@ -58,7 +58,7 @@ def draw_choices(
     limit = max(1, MAX_VALUES // (width * max(1, num_features)))
     if len(samples) > limit:
         samples = [samples[user] for user in sorted(generator.choice(len(samples), limit, replace=False))]
-    features = torch.zeros(len(samples), width, num_features)
+    features = torch.zeros(len(samples), num_features, width)
     found = Choices(features, torch.zeros(len(samples), width), torch.zeros(len(samples), dtype=torch.long))
     for start in range(0, len(samples), USERS_AT_ONCE):
         batch = samples[start : start + USERS_AT_ONCE]
@@ -103,7 +103,7 @@ def _drawn(
 
 
 def _fill(features: Tensor, parts: Sequence[Part], histories: Histories, columns: np.ndarray) -> None:
-    """Write the features `[B, K, F]` of chosen items `[B, K]`."""
+    """Write the features `[B, F, K]` of chosen items `[B, K]`."""
     first = 0
     places = torch.from_numpy(np.ascontiguousarray(columns))
     for part in parts:
@@ -111,12 +111,12 @@ def _fill(features: Tensor, parts: Sequence[Part], histories: Histories, columns
         if part.dense:
             queries = part.queries(histories)  # [dense, B, d]
             if columns.strides[0] == 0:  # the same items for all
-                features[:, :, first:middle] = (queries @ part.item_vectors.T).permute(1, 2, 0)
+                features[:, first:middle] = (queries @ part.item_vectors.T).transpose(0, 1)
             else:
                 for row in range(len(histories)):
-                    features[row, :, first:middle] = part.item_vectors[places[row]] @ queries[:, row].T
+                    features[row, first:middle] = queries[:, row] @ part.item_vectors[places[row]].T
         if part.sparse:
-            _scatter(features[:, :, middle : middle + len(part.sparse)], part.cells(histories), columns)
+            _scatter(features[:, middle : middle + len(part.sparse)], part.cells(histories), columns)
         first = middle + len(part.sparse)
 
 
@@ -124,7 +124,7 @@ def _scatter(features: Tensor, cells: Cells, columns: np.ndarray) -> None:
     """Put the values of cells where their items are among a row's columns."""
     values = torch.from_numpy(cells.values).float()
     if columns.strides[0] == 0:
-        features[torch.from_numpy(cells.rows), torch.from_numpy(cells.items)] = values
+        features[torch.from_numpy(cells.rows), :, torch.from_numpy(cells.items)] = values
         return
     bounds = np.searchsorted(cells.rows, np.arange(len(columns) + 1))
     for row, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
@@ -133,4 +133,4 @@ def _scatter(features: Tensor, cells: Cells, columns: np.ndarray) -> None:
             continue
         places = np.searchsorted(items, columns[row]).clip(max=len(items) - 1)
         here = items[places] == columns[row]
-        features[row, torch.from_numpy(here)] = values[low:high][torch.from_numpy(places[here])]
+        features[row][:, torch.from_numpy(here)] = values[low:high][torch.from_numpy(places[here])].T

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...artifacts import sha256_of_tensors, whole_file, write_whole
-from ...data import ItemCatalog, LeaveOneOut
+from ...data import ItemCatalog, LeaveOneOut, Sample
 from ...errors import ArtifactError, ConfigurationError
 from ..base import IDRecommender
 from ..histories import Cells, Histories
@@ -51,7 +51,7 @@ class Hybrid:
         sources: Sources,
         weights_without_laser: Mapping[str, float] | None = None,
     ) -> None:
-        self._all_parts = list(parts)
+        self.fitted_parts = list(parts)  # with and without a weight
         self.parts = [part for part in parts if any(weights.get(name) for name in part.features)]
         self.weights = {name: weights[name] for part in self.parts for name in part.features if name in weights}
         self.sources = sources
@@ -70,6 +70,7 @@ class Hybrid:
         parts: Sequence[str] | None = None,
         shrinkage: float = SHRINKAGE,
         seed: int = 0,
+        samples: Sequence[Sample] | None = None,
     ) -> "Hybrid":
         """Fit the weights on the validation users; then let the counts take in the validation events.
 
@@ -82,6 +83,7 @@ class Hybrid:
             parts: names of the parts to fit, of those that are registered; None is all of them.
             shrinkage: lambda of the whitening of text vectors.
             seed: of the items and users that are drawn where there are very many.
+            samples: validation users to fit on; None is all of `split`.
 
         Returns:
             The hybrid; a part that the data do not support has no weight.
@@ -99,7 +101,7 @@ class Hybrid:
         known = split.train_sequences
         sources = Sources(items, counts_of(known, len(items)), known, sequence, laser, text, shrinkage)
         fitted = _fit_parts(names, sources)
-        choices = draw_choices(fitted, split.samples("valid"), sources.counts, seed)
+        choices = draw_choices(fitted, split.samples("valid") if samples is None else samples, sources.counts, seed)
         features = {part.name: part.features for part in fitted}
         supported = fit_supported(choices, features, [LASER]).weights
         without: dict[str, float] | None = None
@@ -154,12 +156,17 @@ class Hybrid:
         return scores
 
     @torch.no_grad()
-    def contributions(self, item_indices: Tensor, mask: Tensor, items: Tensor) -> dict[str, Tensor]:
+    def contributions(self, item_indices: Tensor, mask: Tensor, items: Tensor | None = None) -> dict[str, Tensor]:
         """Say what each part gives to items `[B, K]`, `[B, K]` float64 by the parts' names; the scores are their sum.
 
-        Other arguments as in `scores`; items below 0 get 0.
+        Other arguments as in `scores`; items are catalog indices, None is all I; those below 0 get 0.
         """
-        histories = self.histories(item_indices, mask)
+        items = torch.arange(self.num_items).expand(len(item_indices), -1) if items is None else items
+        return self.shares(self.histories(item_indices, mask), items)
+
+    @torch.no_grad()
+    def shares(self, histories: Histories, items: Tensor) -> dict[str, Tensor]:
+        """Return the contributions to items `[B, K]` of histories that are read already."""
         real = items >= 0
         places = items.clamp(min=0)
         found: dict[str, Tensor] = {}
@@ -196,8 +203,14 @@ class Hybrid:
             raise ConfigurationError(f"only {LASER!r} can be left out after fitting, got {name!r}; fit with parts=")
         if self.weights_without_laser is None:
             return self
-        parts = [part for part in self._all_parts if part.name != LASER]
+        parts = [part for part in self.fitted_parts if part.name != LASER]
         return Hybrid(parts, self.weights_without_laser, replace(self.sources, laser=None))
+
+    def reading(self, laser: EmbeddingRecommender) -> "Hybrid":
+        """Return the hybrid whose part `laser` reads another adapter, which knows the same items."""
+        sources = replace(self.sources, laser=laser)
+        parts = [part.load({}, sources) if part.name == LASER else part for part in self.fitted_parts]
+        return Hybrid(parts, self.weights, sources, self.weights_without_laser)
 
     def extended(
         self, items: ItemCatalog, text: np.ndarray | None = None, laser: EmbeddingRecommender | None = None
@@ -215,7 +228,7 @@ class Hybrid:
         vectors = None if text is None else TextVectors(name, text)
         laser = self.sources.laser if laser is None else laser
         sources = replace(self.sources, items=items, counts=grown, sequences=None, text=vectors, laser=laser)
-        parts = [part.extended(sources, known) for part in self._all_parts]
+        parts = [part.extended(sources, known) for part in self.fitted_parts]
         kept = replace(sources, text=self.sources.text)
         return Hybrid(parts, self.weights, kept, self.weights_without_laser)
 
@@ -321,7 +334,7 @@ class Hybrid:
     def _needed(self) -> list[Part]:
         """Parts that have a weight, with `laser` or without it."""
         weights = {**self.weights, **(self.weights_without_laser or {})}
-        return [part for part in self._all_parts if any(name in weights for name in part.features)]
+        return [part for part in self.fitted_parts if any(name in weights for name in part.features)]
 
 
 def counts_of(sequences: Sequence[Sequence[int]], num_items: int) -> Tensor:

@@ -25,4 +25,7 @@ class LaserPart(Part):
 
     def queries(self, histories: Histories) -> Tensor:
         """Return the users' embeddings over the temperature `[1, B, D]`."""
-        return self.recommender.user_embeddings(histories.as_lists()).float().cpu()[None] / TEMPERATURE
+        users = histories.embeddings
+        if users is None:
+            users = self.recommender.user_embeddings(histories.as_lists())
+        return users.float().cpu()[None] / TEMPERATURE

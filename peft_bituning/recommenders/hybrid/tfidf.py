@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from ...data import ItemCatalog
 from ..neighbors import NeighborLists
 
-NEIGHBORS = 100
+NEIGHBORS = 300
 ROWS_AT_ONCE = 1024
 
 

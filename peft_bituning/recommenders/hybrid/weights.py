@@ -13,7 +13,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 L2 = 1e-3
-ROWS_AT_ONCE = 128
+VALUES_AT_ONCE = 1 << 17  # features that a processor's cache holds
+FIRST_USERS = 1000  # a larger fit starts from the weights of so many
 CLEAR = 10.0  # a part whose Wald statistic is above its features' number by so much is supported, whatever a refit says
 
 
@@ -22,7 +23,7 @@ class Choices:
     """What each of U users chose, among which items.
 
     Args:
-        features: `[U, K, F]` float32.
+        features: `[U, F, K]` float32.
         offsets: `[U, K]` float32 added to the logits: 0, the logarithm of how many items an item stands for, or -inf
             where there is none.
         chosen: `[U]` the place of the chosen item among K.
@@ -34,9 +35,9 @@ class Choices:
 
     def among(self, columns: Sequence[int]) -> "Choices":
         """Return the choices by some features alone."""
-        if list(columns) == list(range(self.features.shape[2])):
+        if list(columns) == list(range(self.features.shape[1])):
             return self
-        return Choices(self.features[:, :, list(columns)], self.offsets, self.chosen)
+        return Choices(self.features[:, list(columns)], self.offsets, self.chosen)
 
     def of_users(self, users: Tensor) -> "Choices":
         """Return the choices of some users, which may occur more than once."""
@@ -50,17 +51,17 @@ class Choices:
         w = torch.from_numpy(weights)
         value, gradient = l2 / 2 * float(w @ w), l2 * w
         hessian = l2 * torch.eye(len(w), dtype=torch.float64)
-        for start in range(0, len(self.chosen), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            features, chosen = self.features[rows].double(), self.chosen[rows]
-            logits = (features @ w + self.offsets[rows]).log_softmax(1)  # [B, K]
+        at_once = max(1, VALUES_AT_ONCE // max(1, self.features[:1].numel()))
+        for start in range(0, len(self.chosen), at_once):
+            rows = slice(start, start + at_once)
+            features, chosen = self.features[rows].double(), self.chosen[rows]  # [B, F, K]
+            logits = (w @ features + self.offsets[rows]).log_softmax(1)  # [B, K]
             users = torch.arange(len(chosen))
             value -= float(logits[users, chosen].sum())
-            shares = logits.exp()
-            means = torch.einsum("bk,bkf->bf", shares, features)
-            gradient = gradient + (means - features[users, chosen]).sum(0)
-            flat = features.flatten(0, 1)
-            hessian += (flat * shares.flatten()[:, None]).T @ flat - means.T @ means
+            weighted = features * logits.exp()[:, None]
+            means = weighted.sum(2)  # [B, F]
+            gradient = gradient + (means - features[users, :, chosen]).sum(0)
+            hessian += (weighted @ features.transpose(1, 2)).sum(0) - means.T @ means
         return value, gradient.numpy(), hessian.numpy()
 
 
@@ -82,6 +83,9 @@ def fit_weights(choices: Choices, names: Sequence[str], start: Mapping[str, floa
     def at(point: bytes) -> tuple[float, np.ndarray, np.ndarray]:
         return choices.loss(np.frombuffer(point).copy())
 
+    if start is None and len(choices.chosen) > FIRST_USERS:
+        step = len(choices.chosen) // FIRST_USERS
+        start = fit_weights(choices.of_users(torch.arange(0, len(choices.chosen), step)[:FIRST_USERS]), names).weights
     first = np.array([(start or {}).get(name, 0.0) for name in names])
     found = minimize(
         lambda w: at(w.tobytes())[0],
@@ -89,7 +93,7 @@ def fit_weights(choices: Choices, names: Sequence[str], start: Mapping[str, floa
         jac=lambda w: at(w.tobytes())[1],
         hess=lambda w: at(w.tobytes())[2],
         method="trust-exact",
-        options={"gtol": 1e-5 * len(choices.chosen) ** 0.5, "maxiter": 100},
+        options={"gtol": 1e-4 * len(choices.chosen) ** 0.5, "maxiter": 100, "initial_trust_radius": 10.0},
     )
     loss, _, hessian = at(found.x.tobytes())
     return Fit(dict(zip(names, found.x.tolist(), strict=True)), loss, hessian)

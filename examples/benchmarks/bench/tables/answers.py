@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from peft_bituning.data import Interactions
+from peft_bituning.metrics.bootstrap import paired_bootstrap
 
-from ..bootstrap import paired_bootstrap
 from .layout import interval, markdown_table
 
 BASELINE = "lora"

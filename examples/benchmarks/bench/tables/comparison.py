@@ -11,8 +11,8 @@ import yaml
 from peft_bituning.data import Interactions, LeaveOneOut
 from peft_bituning.evaluation import SEEN_ITEMS, RankingReport
 from peft_bituning.metrics import user_gains
+from peft_bituning.metrics.bootstrap import paired_bootstrap
 
-from ..bootstrap import paired_bootstrap
 from ..comparison import Finished
 from ..plan import ColdStart, Plan
 from .costs import row_costs

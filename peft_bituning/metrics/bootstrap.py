@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from peft_bituning.errors import ConfigurationError, InputError
+from ..errors import ConfigurationError, InputError
 
 _CELLS = 4_000_000  # draws held at once
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from bench import bootstrap as module
-from bench.bootstrap import paired_bootstrap
 from scipy.stats import bootstrap
 
 from peft_bituning.errors import ConfigurationError, InputError
+from peft_bituning.metrics import bootstrap as module
+from peft_bituning.metrics.bootstrap import paired_bootstrap
 
 
 def make_pair(shift: float, users: int = 300) -> tuple[np.ndarray, np.ndarray]:
