@@ -145,7 +145,7 @@ def test_no_function_is_too_long() -> None:
 def test_sizes() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in FILES.values()}
     assert len(FILES) <= 150
-    assert sum(lines.values()) <= 16_000
+    assert sum(lines.values()) <= 16_200
     way = {path for pattern in LASER for path in PACKAGE.glob(pattern)}
     assert sum(lines[path] for path in way) <= 5_000
 

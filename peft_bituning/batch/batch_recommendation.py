@@ -52,6 +52,7 @@ def recommend_parquet(
     history_column: str = "history",
     overwrite: bool = False,
     show_progress_bar: bool = False,
+    parts: str | None = None,
 ) -> BatchReport:
     """Write what `LaserRecommender.recommend` gives for every user of a source, in its order; every process calls this.
 
@@ -75,6 +76,7 @@ def recommend_parquet(
         history_column: Column of the item ids in time order; an empty list is a cold start.
         overwrite: Remove the shards that an earlier run left in the folder.
         show_progress_bar: Show one on the main process.
+        parts: See `LaserRecommender.recommend`.
 
     Raises:
         ConfigurationError: A setting out of its range, or a column that is not there.
@@ -82,13 +84,14 @@ def recommend_parquet(
         UnknownItemError: An item id is not in the catalog.
         ArtifactError: The folder holds shards of another model, other settings or other rows.
     """
-    recommend = partial(
-        recommender.recommend, k=k, filter_seen=filter_seen, candidates=candidates, batch_size=batch_size
-    )
+    recommend = partial(recommender.recommend, k=k, filter_seen=filter_seen, candidates=candidates, parts=parts)
+    recommend = partial(recommend, batch_size=batch_size)
     recommend([], on_unknown=on_unknown)  # checks the settings
     users = _open(source, user_column, history_column, Path(output_dir), rows_per_shard)
     chosen = None if candidates is None else sha256_of_json(sorted(set(map(str, candidates))))
     settings = {"k": int(k), "filter_seen": bool(filter_seen), "candidates": chosen, "rows_per_shard": rows_per_shard}
+    if recommender.hybrid is not None:  # a folder without one makes shards that go on from before there was any
+        settings["parts"] = "laser" if parts == "laser" else recommender.hybrid.content_hash()
     columns = {user_column: Value("string"), ITEMS_COLUMN: List(Value("string")), SCORES_COLUMN: List(Value("float32"))}
     folder = ShardFolder(output_dir, Features(columns))
     recommend = partial(recommend, on_unknown="ignore")

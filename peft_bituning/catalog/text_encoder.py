@@ -9,14 +9,17 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.constants import HF_HOME
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..artifacts import whole_folder
 from ..base_models import BaseModel
+from ..data.collator import pad_histories
 from ..errors import ConfigurationError
 from ..tuners.rows.backbone import device_of, find_backbone, token_embeddings
 
@@ -107,7 +110,7 @@ def _language_model(name: str, base: BaseModel | None) -> TextEncoder:
     layer = int(name.partition(":")[2] or max(1, num_layers // 3))
     if layer > num_layers:
         raise ConfigurationError(f"text_model must name a layer from 0 to {num_layers}, got {name!r}")
-    backbone, tokenizer, embeddings = find_backbone(base.model), base.tokenizer, token_embeddings(base.model)
+    tokenizer, run = base.tokenizer, _states_before(base, layer, num_layers)
 
     @torch.no_grad()
     def encode(texts: Sequence[str], progress: bool = False, batch_size: int = 32) -> np.ndarray:
@@ -115,18 +118,45 @@ def _language_model(name: str, base: BaseModel | None) -> TextEncoder:
         found: dict[int, np.ndarray] = {}
         for start in tqdm(range(0, len(texts), batch_size), "texts", disable=not progress, leave=False):
             rows = order[start : start + batch_size]
-            ids = [tokenizer(texts[row] or " ")["input_ids"][:MAX_TOKENS] for row in rows]
-            mask = torch.zeros(len(rows), max(map(len, ids)))
-            tokens = mask.long()
-            for place, each in enumerate(ids):
-                tokens[place, : len(each)], mask[place, : len(each)] = torch.tensor(each), 1.0
-            device = device_of(embeddings)
-            output = backbone(
-                input_ids=tokens.to(device), attention_mask=mask.long().to(device), output_hidden_states=True
-            )
-            states = output.hidden_states[layer].float().cpu()
-            means = torch.einsum("btd,bt->bd", states, mask) / mask.sum(1, keepdim=True)
+            tokens, real = pad_histories([tokenizer(texts[row] or " ")["input_ids"][:MAX_TOKENS] for row in rows])
+            mask = real.float()
+            means = torch.einsum("btd,bt->bd", run(tokens, real.long()).float().cpu(), mask) / mask.sum(1, keepdim=True)
             found |= dict(zip(rows, means.numpy(), strict=True))
         return np.stack([found[row] for row in range(len(texts))])
 
     return TextEncoder(name if ":" in name else f"{LANGUAGE_MODEL}:{layer}", encode)
+
+
+def _states_before(base: BaseModel, layer: int, num_layers: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what gives the states `[M, T, D]` that a layer reads, without running it or any layer above."""
+    backbone, device = find_backbone(base.model), device_of(token_embeddings(base.model))
+    blocks = next(
+        (each for each in backbone.modules() if isinstance(each, nn.ModuleList) and len(each) == num_layers), None
+    )
+
+    def run(tokens: Tensor, mask: Tensor) -> Tensor:
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
+            caught.append(inputs[0] if inputs else given["hidden_states"])
+            raise _Enough
+
+        hook = None
+        if blocks is not None and layer < num_layers:
+            hook = blocks[layer].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            output = backbone(
+                input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=hook is None
+            )
+            return output.hidden_states[layer]
+        except _Enough:
+            return caught[0]
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    return run
+
+
+class _Enough(Exception):
+    """The layers above are not needed."""

@@ -9,18 +9,20 @@ from sentence_transformers.base.modules import InputModule
 
 from ..errors import InputError, UnsupportedOperationError
 from ..serving.recommender import LaserRecommender
+from .hybrid_vectors import checked_parts, hybrid_item_vectors, hybrid_user_vectors
 
 
 class RecommenderModule(InputModule):
     """Embeds item ids and histories of item ids, in process: the vectors are `LaserRecommender`'s own.
 
     A string is an item; a list of strings is a user's history, and an empty one a cold start. The trained recommender
-    stays on its device.
+    stays on its device. Of `parts`, `laser` are its embeddings, and `hybrid` the hybrid's dense parts laid end to end.
     """
 
-    def __init__(self, recommender: LaserRecommender) -> None:
+    def __init__(self, recommender: LaserRecommender, parts: str = "laser") -> None:
         super().__init__()
         self.recommender = recommender
+        self.hybrid = checked_parts(recommender, parts)
         self.tokenizer = recommender.base.tokenizer
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
@@ -34,15 +36,21 @@ class RecommenderModule(InputModule):
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Embed a batch from `preprocess`: the same with `sentence_embedding` [B, D]."""
-        if "items" in features:
-            embeddings = self.recommender.encode_items(features["items"], batch_size=len(features["items"]))
+        given = features["items" if "items" in features else "histories"]
+        if "items" not in features and self.hybrid is not None:
+            embeddings = hybrid_user_vectors(self.recommender, self.hybrid, given, len(given))
+        elif "items" not in features:
+            embeddings = self.recommender.encode_users(given, batch_size=len(given))
+        elif self.hybrid is not None:
+            embeddings = hybrid_item_vectors(self.hybrid, self.recommender.items.indices_of(given))
         else:
-            embeddings = self.recommender.encode_users(features["histories"], batch_size=len(features["histories"]))
+            embeddings = self.recommender.encode_items(given, batch_size=len(given))
         return {**features, "sentence_embedding": torch.from_numpy(embeddings)}
 
     def get_embedding_dimension(self) -> int:
-        """Return D."""
-        return int(self.recommender.table.embeddings.shape[1])
+        """Return D, or the width of the hybrid's vectors."""
+        vectors = self.recommender.table.embeddings if self.hybrid is None else self.hybrid.item_vectors
+        return int(vectors.shape[1])
 
     def save(self, *_: Any, **__: Any) -> None:
         """Refuse: a folder of sentence-transformers could not hold adapter, recommender and catalog."""
@@ -52,6 +60,12 @@ class RecommenderModule(InputModule):
         )
 
 
-def as_sentence_transformer(recommender: LaserRecommender) -> SentenceTransformer:
-    """Wrap a trained recommender, so that `encode` and `similarity` take item ids and histories."""
-    return SentenceTransformer(modules=[RecommenderModule(recommender)], device="cpu")
+def as_sentence_transformer(recommender: LaserRecommender, parts: str = "laser") -> SentenceTransformer:
+    """Wrap a trained recommender, so that `encode` and `similarity` take item ids and histories.
+
+    With `parts="hybrid"` the similarity is the inner product, of the hybrid's dense parts: see `export_embeddings`.
+    """
+    model = SentenceTransformer(modules=[RecommenderModule(recommender, parts)], device="cpu")
+    if parts == "hybrid":
+        model.similarity_fn_name = "dot"
+    return model

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from ..errors import ConfigurationError, DataError
@@ -64,7 +65,7 @@ class ItemKNN:
         self.similarities = np.zeros((num_items, self.neighbors), dtype=np.float32)  # [I, neighbors]
 
     def fit(self, sequences: Sequence[Sequence[int]]) -> "ItemKNN":
-        """Find every item's nearest items, in sequences as `Popularity.fit` has; one row of similarities is held."""
+        """Find every item's nearest items, in sequences as `Popularity.fit` has."""
         users, items = _flatten(sequences, self.num_items)
         pairs, counts = np.unique(users * self.num_items + items, return_counts=True)
         users, items = pairs // self.num_items, pairs % self.num_items  # sorted by user
@@ -74,44 +75,10 @@ class ItemKNN:
         norms = np.sqrt(np.bincount(items, weights**2, minlength=self.num_items))
         weights = weights / np.maximum(norms[items], np.finfo(np.float64).tiny)
 
-        user_starts = np.concatenate([[0], np.cumsum(items_of_user)])
-        by_item = np.argsort(items, kind="stable")
-        item_starts = np.concatenate([[0], np.cumsum(np.bincount(items, minlength=self.num_items))])
-        for item in range(self.num_items):
-            events = by_item[item_starts[item] : item_starts[item + 1]]
-            if not len(events):
-                continue
-            others = np.concatenate([np.arange(user_starts[user], user_starts[user + 1]) for user in users[events]])
-            products = np.repeat(weights[events], items_of_user[users[events]]) * weights[others]
-            row = np.bincount(items[others], products, minlength=self.num_items)  # [I]
-            row[item] = 0.0  # or every item of the history would stand before all others
-            nearest = np.argsort(-row, kind="stable")[: self.neighbors]
-            self.neighbor_items[item] = nearest
-            self.similarities[item] = row[nearest]
+        by_user = csr_array((weights, (items, users)), shape=(self.num_items, len(sequences)))
+        lists = NeighborLists.nearest(by_user, by_user, self.neighbors, itself=False)
+        self.neighbor_items, self.similarities = lists.items, lists.similarities
         return self
-
-    def item_vectors(self, width: int) -> np.ndarray:
-        """Give every item a vector, `[I, width]` float32, so that their products come close to the similarities.
-
-        `V = Q sqrt(L)` for the `width` largest eigenvalues L of `(s + s^T) / 2 + 1`, a vector's product with itself
-        being 1 as a cosine's is; found by a randomised decomposition, the same every time.
-
-        Raises:
-            ConfigurationError: The width is not from 1 to I.
-        """
-        if not 1 <= width <= self.num_items:
-            raise ConfigurationError(f"width must be from 1 to the number of items {self.num_items}, got {width!r}")
-        rows = np.repeat(np.arange(self.num_items), self.neighbors)
-        places = torch.from_numpy(np.stack([rows, self.neighbor_items.ravel()]))
-        both = torch.cat([places, places.flip(0), torch.arange(self.num_items).repeat(2, 1)], dim=1)
-        half = torch.from_numpy(self.similarities.ravel() / 2)
-        values = torch.cat([half, half, torch.ones(self.num_items)])
-        size = (self.num_items, self.num_items)
-        similarities = torch.sparse_coo_tensor(both, values, size, check_invariants=True).coalesce()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            left, strength, _ = torch.svd_lowrank(similarities, q=min(width + 10, self.num_items), niter=8)
-        return (left[:, :width] * strength[:width].sqrt()).numpy()
 
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
         """Score every item [B, I] by its similarity to the history; 0 for items near to none of it.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from ..errors import ArtifactError
 from .histories import Cells, Histories
+
+ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,31 @@ class NeighborLists:
     def __len__(self) -> int:
         """Return I."""
         return len(self.items)
+
+    @classmethod
+    def nearest(cls, rows: Any, others: Any, number: int, itself: bool = True) -> "NeighborLists":
+        """Find the nearest by inner product, of those above 0; ties go to the lower index.
+
+        Args:
+            rows: sparse vectors `[J, V]` whose neighbors are found.
+            others: sparse vectors `[I, V]` they are found among.
+            number: n.
+            itself: keep a row's own place among the others, which then are the rows.
+        """
+        found = np.zeros((rows.shape[0], number), np.int64)
+        similarities = np.zeros((rows.shape[0], number), np.float32)
+        transposed = others.T.tocsr()
+        for start in range(0, rows.shape[0], ROWS_AT_ONCE):
+            products = (rows[start : start + ROWS_AT_ONCE] @ transposed).tocsr()
+            products.sort_indices()
+            for row, (low, high) in enumerate(zip(products.indptr[:-1], products.indptr[1:], strict=True), start):
+                values, places = products.data[low:high], products.indices[low:high]
+                if not itself:
+                    values = np.where(places == row, 0.0, values)
+                order = np.argsort(-values, kind="stable")[:number]
+                order = order[values[order] > 0]
+                found[row, : len(order)], similarities[row, : len(order)] = places[order], values[order]
+        return cls(found, similarities)
 
     def scores(self, histories: Histories, weights: np.ndarray) -> Cells:
         """Score items by the events of histories, weights `[E]`: `score(j) = sum of weight * s(i, j)`, where not 0."""

@@ -77,7 +77,7 @@ class RunHybrids:
 
 
 def read_text(
-    name: str | None, data: Interactions, base: BaseModel, folder: Path, progress: bool = False
+    name: str | None, data: Interactions, base: BaseModel | None, folder: Path, progress: bool = False
 ) -> str | TextVectors | None:
     """Return what the part `text` reads: the vectors of a model are made once and kept in the folder.
 
@@ -95,7 +95,10 @@ def read_text(
         return name
     encoder = open_text_encoder(name, base)
     texts = texts_of(data.items)
-    path = folder / f"text-{sha256_of_json(encoder.name, base.fingerprint(), texts)[:16]}.safetensors"
+    path = (
+        folder
+        / f"text-{sha256_of_json(encoder.name, None if base is None else base.fingerprint(), texts)[:16]}.safetensors"
+    )
     if path.is_file():
         return TextVectors(encoder.name, load_file(path)["vectors"])
     with torch.no_grad():

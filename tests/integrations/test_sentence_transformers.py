@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peft_bituning.errors import InputError, UnknownItemError, UnsupportedOperationError
+from peft_bituning.errors import ConfigurationError, InputError, UnknownItemError, UnsupportedOperationError
 
 pytest.importorskip("sentence_transformers")
 from peft_bituning.integrations.sentence_transformers import as_sentence_transformer  # noqa: E402
@@ -34,7 +34,9 @@ def test_similarity_ranks_as_recommend_does(trained) -> None:
     ids = list(trained.recommender.items.item_ids)
     scores = model.similarity(model.encode(HISTORIES[:1]), model.encode(ids))[0]
     best = [ids[place] for place in scores.argsort(descending=True)[:5].tolist()]
-    assert best == [item for item, _ in trained.recommender.recommend(HISTORIES[:1], k=5, filter_seen=False)[0]]
+    assert best == [
+        item for item, _ in trained.recommender.recommend(HISTORIES[:1], k=5, filter_seen=False, parts="laser")[0]
+    ]
 
 
 def test_what_is_refused(trained, tmp_path: Path) -> None:
@@ -47,3 +49,19 @@ def test_what_is_refused(trained, tmp_path: Path) -> None:
         model.encode([["nobody"]])
     with pytest.raises(UnsupportedOperationError, match="LaserRecommender.save_pretrained"):
         model.save(str(tmp_path / "saved"))
+
+
+def test_the_hybrids_vectors(trained) -> None:
+    recommender = trained.recommender
+    model = as_sentence_transformer(recommender, parts="hybrid")
+    ids = list(recommender.items.item_ids)
+    scores = model.similarity(model.encode(HISTORIES), model.encode(ids)).numpy()
+    dense = {part.name for part in recommender.hybrid.parts if part.dense and not part.sparse}
+    for row, history in enumerate(HISTORIES):
+        explained = recommender.recommend([history], k=12, filter_seen=False, explain=True)[0]
+        for item, _, shares in explained:
+            expected = sum(share for name, share in shares.items() if name in dense)
+            assert scores[row, ids.index(item)] == pytest.approx(expected, abs=1e-4)
+    assert model.get_embedding_dimension() == model.encode(ids).shape[1]
+    with pytest.raises(ConfigurationError, match="parts must be 'laser', or 'hybrid'"):
+        as_sentence_transformer(recommender, parts="text")

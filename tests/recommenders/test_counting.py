@@ -54,23 +54,6 @@ def test_item_knn_skips_padding_and_new_items():
     assert torch.equal(expected, padded)
 
 
-def test_item_vectors_come_close_to_the_similarities():
-    generator = np.random.default_rng(1)
-    sequences = [generator.integers(0, 30, size=length).tolist() for length in generator.integers(2, 9, size=80)]
-    values, vectors = np.linalg.eigh(dense_similarities(sequences, 30) + np.eye(30))  # ascending
-    model = ItemKNN(30, neighbors=30).fit(sequences)
-    for width in (5, 30):
-        expected = vectors[:, -width:] * values[-width:] @ vectors[:, -width:].T  # the best of this rank
-        found = model.item_vectors(width)
-        assert found.shape == (30, width) and found.dtype == np.float32
-        assert np.allclose(found @ found.T, expected, atol=1e-4)
-    state = torch.get_rng_state()
-    assert np.array_equal(found, model.item_vectors(30)) and torch.equal(state, torch.get_rng_state())
-    for width in (0, 31):
-        with pytest.raises(ConfigurationError, match=f"width must be from 1 to the number of items 30, got {width}"):
-            model.item_vectors(width)
-
-
 def test_bad_input_is_named():
     for model in (Popularity(3), ItemKNN(3)):
         with pytest.raises(DataError, match=r"catalog indices \[3, 4\] outside 0 to 2"):

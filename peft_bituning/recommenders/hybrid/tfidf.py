@@ -13,7 +13,6 @@ from ...data import ItemCatalog
 from ..neighbors import NeighborLists
 
 NEIGHBORS = 300
-ROWS_AT_ONCE = 1024
 
 
 def texts_of(items: ItemCatalog, first: int = 0) -> list[str]:
@@ -34,22 +33,7 @@ def tfidf_neighbors(items: ItemCatalog, num_fitted: int, first: int = 0) -> Neig
     weighed = _weighed(texts, num_fitted)
     if weighed is None:
         return NeighborLists(np.zeros((len(texts) - first, 1), np.int64), np.zeros((len(texts) - first, 1), np.float32))
-    return nearest(weighed[first:], weighed, min(NEIGHBORS, len(texts)))
-
-
-def nearest(rows: Any, others: Any, number: int) -> NeighborLists:
-    """Return the nearest of sparse unit vectors `[J, V]` to each of `[R, V]`, so many at most."""
-    found = np.zeros((rows.shape[0], number), np.int64)
-    similarities = np.zeros((rows.shape[0], number), np.float32)
-    transposed = others.T.tocsr()
-    for start in range(0, rows.shape[0], ROWS_AT_ONCE):
-        products = (rows[start : start + ROWS_AT_ONCE] @ transposed).tocsr()
-        products.sort_indices()
-        for row, (low, high) in enumerate(zip(products.indptr[:-1], products.indptr[1:], strict=True), start):
-            values, places = products.data[low:high], products.indices[low:high]
-            order = np.argsort(-values, kind="stable")[:number]
-            found[row, : len(order)], similarities[row, : len(order)] = places[order], values[order]
-    return NeighborLists(found, similarities)
+    return NeighborLists.nearest(weighed[first:], weighed, min(NEIGHBORS, len(texts)))
 
 
 def _weighed(texts: Sequence[str], num_fitted: int) -> Any:

@@ -19,6 +19,7 @@ from bench.methods.tuners import (
     merge_lora,
     num_trainable,
 )
+from bench.rivals.knn_vectors import knn_item_vectors
 
 from peft_bituning.assembly import assemble
 from peft_bituning.base_models import BaseModel
@@ -201,7 +202,7 @@ def test_other_frozen_recommenders(kind: str, model_type: str, make_trial: Calla
     by_folder, no_seconds = frozen_recommender(trial, str(folder), Accelerator())
     assert by_folder.content_hash() == known.content_hash() and no_seconds is None
     if kind == "item-knn":
-        vectors = ItemKNN(10).fit(trial.split.train_sequences).item_vectors(10)
+        vectors = knn_item_vectors(ItemKNN(10).fit(trial.split.train_sequences), 10)
         np.testing.assert_array_equal(known.item_weights.numpy(), vectors)
     with pytest.raises(
         ConfigurationError, match="id_recommender must be bert4rec, .*item-knn, or the folder .*got 'gru'"

@@ -30,6 +30,7 @@ from peft_bituning.training.id_recommender import provide_id_recommender
 
 from ..cells import digest
 from ..rivals import FDSA, ZESRec
+from ..rivals.knn_vectors import knn_item_vectors
 from .trial import Trial
 
 COUNTED = "item-knn"
@@ -154,4 +155,4 @@ def _names(base: BaseModel) -> list[Any]:
 def _from_counts(trial: Trial) -> IDRecommender:
     # over training events alone: what reads it chooses its epoch on the validation events
     counted = ItemKNN(trial.num_items).fit(trial.split.train_sequences)
-    return Precomputed(counted.item_vectors(min(VECTOR_WIDTH, trial.num_items)))
+    return Precomputed(knn_item_vectors(counted, min(VECTOR_WIDTH, trial.num_items)))
