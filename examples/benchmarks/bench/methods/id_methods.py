@@ -11,7 +11,7 @@ from peft_bituning.evaluation import RankingReport, evaluate_ranking, history_sc
 from peft_bituning.evaluation.evaluator import HistoryRecommender
 from peft_bituning.matmul import fast_cpu_matmul
 from peft_bituning.recommenders import FitReport, ItemKNN, Popularity
-from peft_bituning.ssna import SSNAConfig, train_ssna
+from peft_bituning.ssna import SSNA, SSNAConfig, train_ssna
 
 from ..rivals import ScoreSum, TextSimilarity
 from .frozen_recommenders import fit_over_texts, frozen_recommender, text_states, text_vectors
@@ -30,7 +30,7 @@ def run_counting(trial: Trial) -> TrialResult[RankingReport]:
     meter = Meter(torch.device("cpu"))
     with meter.phase("training"):
         model = kind(trial.num_items, **settings).fit(trial.split.known_sequences)
-    return _ranked(trial, meter, model)
+    return ranked(trial, meter, model)
 
 
 @register_method("sasrec", arguments=("id_recommender_epochs",), takes_share=True)
@@ -44,7 +44,7 @@ def run_sequence_model(trial: Trial) -> TrialResult[RankingReport]:
         model, seconds = frozen_recommender(trial, trial.method, accelerator, settings.get("epochs"))
     if seconds is not None:
         meter.phases["training"]["seconds"] = seconds
-    return _ranked(trial, meter, model.to(accelerator.device).eval(), accelerator.device)
+    return ranked(trial, meter, model.to(accelerator.device).eval(), accelerator.device)
 
 
 @register_method("text-similarity", is_random=False, uses_language_model=True)
@@ -54,7 +54,7 @@ def run_text_similarity(trial: Trial) -> TrialResult[RankingReport]:
     meter = Meter(trial.device)
     with meter.phase("training"):
         model = TextSimilarity(text_vectors(trial), **settings)
-    return _ranked(trial, meter, model)
+    return ranked(trial, meter, model)
 
 
 @register_method("item-knn+text", is_random=False, uses_language_model=True)
@@ -75,7 +75,7 @@ def run_item_knn_and_text(trial: Trial) -> TrialResult[RankingReport]:
         }
         best = max(reached, key=lambda weight: reached[weight]["unfiltered"]["ndcg@10"])
         model = _summed(known, best, text)
-    return replace(_ranked(trial, meter, model), valid=reached[best], details={"text_weight": best})
+    return replace(ranked(trial, meter, model), valid=reached[best], details={"text_weight": best})
 
 
 @register_method("zesrec", uses_language_model=True, takes_share=True)
@@ -86,17 +86,24 @@ def run_text_sequence_model(trial: Trial) -> TrialResult[RankingReport]:
     meter = Meter(trial.device)
     with meter.phase("training"):
         model, report = fit_over_texts(trial, trial.method, settings.get("model", {}), settings.get("fit", {}))
-    return _ranked(trial, meter, model, trial.device, report)
+    return ranked(trial, meter, model, trial.device, report)
 
 
 @register_method("ssna", uses_language_model=True)
 def run_ssna(trial: Trial) -> TrialResult[RankingReport]:
     """Train the side network on the language model's cached states."""
+    meter = Meter(trial.device)
+    with meter.phase("training"):
+        model, report = train_ssna_of(trial)
+    return ranked(trial, meter, model, trial.device, report)
+
+
+def train_ssna_of(trial: Trial) -> tuple[SSNA, FitReport]:
+    """Train the side network of a trial."""
     settings = trial.only("fit", "model")
     config = SSNAConfig(seed=trial.arguments.seed, **settings.get("model", {}))
-    meter = Meter(trial.device)
-    with meter.phase("training"), fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
-        model, report = train_ssna(
+    with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
+        return train_ssna(
             trial.data,
             text_states(trial, config.num_layers, config.pooling),
             trial.folder / "ssna",
@@ -105,14 +112,13 @@ def run_ssna(trial: Trial) -> TrialResult[RankingReport]:
             progress=not trial.arguments.disable_tqdm,
             **settings.get("fit", {}),
         )
-    return _ranked(trial, meter, model, trial.device, report)
 
 
 def _summed(counted: ItemKNN, weight: float, text: TextSimilarity) -> HistoryRecommender:
     return cast(HistoryRecommender, ScoreSum([(1.0, counted), (weight, text)]))
 
 
-def _ranked(
+def ranked(
     trial: Trial,
     meter: Meter,
     model: HistoryRecommender,

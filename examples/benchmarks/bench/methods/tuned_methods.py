@@ -1,12 +1,13 @@
 """The methods that tune a language model, from a trial to its result."""
 
+from collections.abc import Callable
 from typing import Any
 
 from peft_bituning.assembly import assemble, read_template
 from peft_bituning.catalog.encoder import HistoryEncoder
 from peft_bituning.catalog.item_table import ItemTable
 from peft_bituning.data.samples import Sample
-from peft_bituning.evaluation import RankingReport, catalog_ranks, rank_users
+from peft_bituning.evaluation import EncodedUsers, RankingReport, catalog_ranks, rank_users
 from peft_bituning.matmul import fast_cpu_matmul
 from peft_bituning.training.arguments import LaserArguments
 from peft_bituning.training.stage_result import StageResult
@@ -23,10 +24,13 @@ from .tuners import TUNERS, adapter_bytes, adapter_config, build_tuned, num_trai
 ENCODED_ITEMS = 256
 
 
-def run_tuned(trial: Trial) -> TrialResult[RankingReport]:
+def run_tuned(
+    trial: Trial, keep: Callable[[HistoryEncoder, ItemTable], EncodedUsers] | None = None
+) -> TrialResult[RankingReport]:
     """Train in both stages from the last checkpoint on, if there is one, and rank the test users.
 
-    A trial with a `start` starts from A'; one without anybody to train on ranks with it as it is.
+    A trial with a `start` starts from A'; one without anybody to train on ranks with it as it is. `keep` makes what
+    keeps the test users' embeddings.
     """
     with fast_cpu_matmul(trial.arguments.fast_cpu_matmul):
         run = TrialRun(trial, TUNERS[trial.method].reads_recommender)
@@ -36,7 +40,8 @@ def run_tuned(trial: Trial) -> TrialResult[RankingReport]:
         model.weights_in(kept.user_weights)
         samples, table = trial.split.samples("test"), kept.item_side.table
         progress = not trial.arguments.disable_tqdm
-        report = rank_users(training.encoder, samples, table, progress, f"test, {trial.method}")
+        encoded = None if keep is None else keep(training.encoder, table)
+        report = rank_users(training.encoder, samples, table, progress, f"test, {trial.method}", encoded=encoded)
         _time_serving(run, training.encoder, table, samples)
         return _result(run, training, model, kept, report)
 
@@ -121,7 +126,7 @@ def _result(
 
 def _method(name: str) -> Method:
     # by name, not all of them: what only the recommender's readers read is no reason to train the others again
-    deciding = {*LaserArguments().trajectory(), *RETIRED} - {"seed"}
+    deciding = {*LaserArguments().trajectory(), *RETIRED} - {"seed", "text_model", "hold_out_items"}
     if not TUNERS[name].reads_recommender:
         deciding -= {"id_recommender", "id_recommender_epochs", "max_collaborative_states", "item_collaborative"}
     is_ours = TUNERS[name].config_class is BiTuningConfig
