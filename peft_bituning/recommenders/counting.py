@@ -61,7 +61,7 @@ class ItemKNN:
         self.num_items = num_items
         self.neighbors = min(neighbors, num_items)
         self.decay = decay
-        self.neighbor_items = np.zeros((num_items, self.neighbors), dtype=np.int64)  # [I, neighbors]
+        self.neighbor_items = np.zeros((num_items, self.neighbors), dtype=np.int32)  # [I, neighbors]
         self.similarities = np.zeros((num_items, self.neighbors), dtype=np.float32)  # [I, neighbors]
 
     def fit(self, sequences: Sequence[Sequence[int]]) -> "ItemKNN":

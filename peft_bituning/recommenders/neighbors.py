@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 1024
 class NeighborLists:
     """The nearest items of each, `[I, n]` both; where an item has fewer, the rest has similarity 0."""
 
-    items: np.ndarray  # int64
+    items: np.ndarray  # int32
     similarities: np.ndarray  # float32
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class NeighborLists:
             number: n.
             itself: keep a row's own place among the others, which then are the rows.
         """
-        found = np.zeros((rows.shape[0], number), np.int64)
+        found = np.zeros((rows.shape[0], number), np.int32)
         similarities = np.zeros((rows.shape[0], number), np.float32)
         transposed = others.T.tocsr()
         for start in range(0, rows.shape[0], ROWS_AT_ONCE):
@@ -63,6 +63,11 @@ class NeighborLists:
         missing = ((0, num_items - len(self)), (0, 0))
         return NeighborLists(np.pad(self.items, missing), np.pad(self.similarities, missing))
 
+    def resized(self, number: int) -> "NeighborLists":
+        """Return lists of another length n."""
+        missing = ((0, 0), (0, max(0, number - self.items.shape[1])))
+        return NeighborLists(np.pad(self.items, missing)[:, :number], np.pad(self.similarities, missing)[:, :number])
+
     def joined(self, items: np.ndarray, similarities: np.ndarray) -> "NeighborLists":
         """Return lists of the same length that take in more neighbors `[I, m]` where these are nearer."""
         all_items = np.concatenate([self.items, items], axis=1)
@@ -74,7 +79,7 @@ class NeighborLists:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the lists as tensors, items as int32."""
-        return {"items": torch.from_numpy(self.items).int(), "similarities": torch.from_numpy(self.similarities)}
+        return {"items": torch.from_numpy(self.items), "similarities": torch.from_numpy(self.similarities)}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], num_items: int) -> "NeighborLists":
@@ -87,4 +92,4 @@ class NeighborLists:
             )
         if bool(((items < 0) | (items >= num_items)).any()) or not bool(similarities.isfinite().all()):
             raise ArtifactError("neighbor lists must name items of the catalog and be finite; save the folder again")
-        return cls(items.long().numpy(), similarities.float().numpy())
+        return cls(items.int().numpy(), similarities.float().numpy())

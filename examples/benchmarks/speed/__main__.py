@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy multiplies a single query
 
 import encode
+import hybrid_rank
 import limit
 import loss
 import memory
@@ -29,7 +30,7 @@ import train_step
 from peft_bituning.assembly import read_template
 from peft_bituning.errors import BiTuningError
 
-BENCHMARKS = ("train_step", "encode", "loss", "rank", "memory")
+BENCHMARKS = ("train_step", "encode", "loss", "rank", "hybrid", "memory")
 HAS_PROC = Path("/proc/self/clear_refs").exists()  # what memory is read from
 
 
@@ -92,6 +93,10 @@ def run_timed(chosen: Collection[str], best: float, arguments: argparse.Namespac
         for items in arguments.table_items:
             for queries in (1, 32):
                 rank.run(best, items, queries, arguments.rounds)
+    if "hybrid" in chosen:
+        for items in arguments.table_items:
+            for queries in (1, 32):
+                hybrid_rank.run(items, queries, arguments.rounds, HAS_PROC)
 
 
 if __name__ == "__main__":

@@ -82,19 +82,15 @@ class TextNeighborsPart(TextPart):
 
     def extended(self, sources: Sources, num_known: int) -> "TextNeighborsPart":
         """Find the neighbors of new items, and put these into the lists of the others."""
-        new = tfidf_neighbors(sources.items, self.num_fitted, num_known)
-        width = self.lists.items.shape[1]
-        items, values = (
-            np.pad(each, ((0, 0), (0, max(0, width - each.shape[1])))) for each in (new.items, new.similarities)
-        )
+        new = tfidf_neighbors(sources.items, self.num_fitted, num_known).resized(self.lists.items.shape[1])
         whole = NeighborLists(
-            np.concatenate([self.lists.items, items[:, :width]]),
-            np.concatenate([self.lists.similarities, values[:, :width]]),
+            np.concatenate([self.lists.items, new.items]), np.concatenate([self.lists.similarities, new.similarities])
         )
         for place, item in enumerate(range(num_known, len(sources.items))):
-            near = new.items[place][(new.similarities[place] > 0) & (new.items[place] < num_known)]
+            is_near = (new.similarities[place] > 0) & (new.items[place] < num_known)
+            near = new.items[place][is_near]
             closer = NeighborLists(whole.items[near], whole.similarities[near]).joined(
-                np.full((len(near), 1), item), new.similarities[place][np.isin(new.items[place], near)][:, None]
+                np.full((len(near), 1), item, np.int32), new.similarities[place][is_near][:, None]
             )
             whole.items[near], whole.similarities[near] = closer.items, closer.similarities
         return TextNeighborsPart(whole, self.num_fitted)

@@ -32,7 +32,7 @@ def tfidf_neighbors(items: ItemCatalog, num_fitted: int, first: int = 0) -> Neig
     texts = texts_of(items)
     weighed = _weighed(texts, num_fitted)
     if weighed is None:
-        return NeighborLists(np.zeros((len(texts) - first, 1), np.int64), np.zeros((len(texts) - first, 1), np.float32))
+        return NeighborLists(np.zeros((len(texts) - first, 1), np.int32), np.zeros((len(texts) - first, 1), np.float32))
     return NeighborLists.nearest(weighed[first:], weighed, min(NEIGHBORS, len(texts)))
 
 
