@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..recommenders.histories import Histories
 from ..recommenders.hybrid import Hybrid
 from .index import ExactIndex, ItemIndex, TopK
@@ -58,6 +59,10 @@ class HybridIndex:
         """
         queries, cells = self.hybrid.queries(histories), self.hybrid.cells(histories)
         left_out: Sequence[Collection[int]] = [()] * len(histories) if exclude is None else exclude
+        if len(left_out) != len(histories):
+            raise InputError(
+                f"exclude must have one entry for each of the {len(histories)} queries, got {len(left_out)}"
+            )
         bounds = np.searchsorted(cells.rows, np.arange(len(histories) + 1))
         touched = [slice(*bounds[row : row + 2]) for row in range(len(histories))]
         apart = [{*row, *cells.items[here].tolist()} for row, here in zip(left_out, touched, strict=True)]

@@ -19,10 +19,10 @@ def user_groups(split: LeaveOneOut, samples: Sequence[Sample]) -> dict[str, np.n
     for sequence in split.known_sequences:
         for item in sequence:
             bought[item] = bought.get(item, 0) + 1
-    counts = np.array([bought.get(sample.target, 0) for sample in samples])
+    counts = np.array([bought.get(sample.target, 0) for sample in samples], dtype=np.int64)
     return {
-        "items held out": np.array([sample.target in split.held_out_items for sample in samples]),
+        "items held out": np.array([sample.target in split.held_out_items for sample in samples], dtype=bool),
         "items never bought": counts == 0,
         f"items bought 1 to {RARE} times": (counts > 0) & (counts <= RARE),
-        f"users with up to {SHORT} events": np.array([len(sample.history) <= SHORT for sample in samples]),
+        f"users with up to {SHORT} events": np.array([len(sample.history) <= SHORT for sample in samples], dtype=bool),
     }

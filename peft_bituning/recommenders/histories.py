@@ -57,7 +57,8 @@ class Histories:
     @cached_property
     def seen(self) -> Cells:
         """1 at every item of a history."""
-        return self.summed(self.rows, self.items, np.ones(len(self.rows)))
+        found = self.summed(self.rows, self.items, np.ones(len(self.rows)))
+        return found._replace(values=np.ones(len(found.rows)))
 
     @cached_property
     def last(self) -> Cells:

@@ -24,7 +24,7 @@ from ..recommenders.hybrid.hybrid import SETTINGS_FILE as SETTINGS_OF_HYBRID
 from ..recommenders.hybrid.hybrid import TENSORS_FILE as TENSORS_OF_HYBRID
 from ..recommenders.hybrid.part import EmbeddingRecommender
 from .card import write_card
-from .manifest import MANIFEST_FILE, check_manifest, write_manifest
+from .manifest import MANIFEST_FILE, check_manifest, listed_files, write_manifest
 
 SETTINGS_FILE = "laser.json"
 TEMPLATE_FILE = "template.json"
@@ -205,7 +205,10 @@ def read_catalog(folder: Path) -> tuple[ItemCatalog, dict[str, Any], IDRecommend
     listed = check_manifest(folder, editable=[CARD_FILE])
     settings = _read_settings(folder / SETTINGS_FILE, listed)
     _check_listed(listed, [ITEMS_FILE, *(f"{HYBRID_FOLDER}/{name}" for name in _HYBRID_FILES)])
-    items = ItemCatalog.from_jsonl(folder / ITEMS_FILE)
+    try:
+        items = ItemCatalog.from_jsonl(folder / ITEMS_FILE)
+    except DataError as error:
+        raise ArtifactError(f"{ITEMS_FILE} cannot be used: {error} Download or save the folder again") from error
     return items, settings.results, _read_recommender(folder, settings.recommender_hash)
 
 
@@ -214,13 +217,13 @@ def read_hybrid(
 ) -> Hybrid:
     """Read the hybrid of a folder whose manifest was checked; `known` is the ID recommender that the prefix reads."""
     place = folder / HYBRID_FOLDER
-    own = place / SEQUENCE_FOLDER
-    return Hybrid.from_pretrained(place, items, None if own.is_dir() else known, laser)
+    own = f"{HYBRID_FOLDER}/{SEQUENCE_FOLDER}/{_RECOMMENDER_FILES[0]}"
+    return Hybrid.from_pretrained(place, items, None if own in listed_files(folder) else known, laser)
 
 
 def has_hybrid(folder: Path) -> bool:
-    """Whether the folder was saved with a hybrid."""
-    return (folder / HYBRID_FOLDER / SETTINGS_OF_HYBRID).is_file()
+    """Whether a folder whose manifest was checked was saved with a hybrid: files of an earlier save may be left."""
+    return f"{HYBRID_FOLDER}/{SETTINGS_OF_HYBRID}" in listed_files(folder)
 
 
 def item_identity(folder: Path) -> dict[str, Any]:

@@ -34,16 +34,7 @@ def check_manifest(folder: Path, editable: Collection[str] = ()) -> dict[str, st
     Raises:
         ArtifactError: the manifest or a file is missing, or a file is not the one that was saved.
     """
-    path = folder / MANIFEST_FILE
-    try:
-        listed = dict(json.loads(path.read_text(encoding="utf-8"))["sha256"])
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{folder} holds no {MANIFEST_FILE}, so it is no saved LaserRecommender; give the output_dir of a finished "
-            "training run, or load a bare adapter with peft.PeftModel.from_pretrained"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{MANIFEST_FILE} cannot be read ({error}); download or save the folder again") from error
+    listed = listed_files(folder)
     digests = {name: digest for name, digest in listed.items() if name not in editable}
     missing = [name for name in digests if not (folder / name).is_file()]
     if missing:
@@ -57,3 +48,17 @@ def check_manifest(folder: Path, editable: Collection[str] = ()) -> dict[str, st
             "truncated or were changed, download or save the folder again"
         )
     return listed
+
+
+def listed_files(folder: Path) -> dict[str, str]:
+    """Return the sha256 of a folder's files, by name, as its manifest has it, or raise an ArtifactError."""
+    path = folder / MANIFEST_FILE
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["sha256"])
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{folder} holds no {MANIFEST_FILE}, so it is no saved LaserRecommender; give the output_dir of a finished "
+            "training run, or load a bare adapter with peft.PeftModel.from_pretrained"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{MANIFEST_FILE} cannot be read ({error}); download or save the folder again") from error

@@ -92,10 +92,9 @@ class LaserRecommender(SavedRecommender):
     def __repr__(self) -> str:
         """Name the parts, and what the language model added by the test users."""
         verdict = self.results.get("language_model", {}).get("verdict")
-        return (
-            f"{type(self).__name__}({len(self.items)} items, {self.base.name!r}, ranks by "
-            f"{'the adapter alone' if self.by_hybrid is None else self.by_hybrid!r}{'; ' + verdict if verdict else ''})"
-        )
+        ranks = "the adapter alone" if self.by_hybrid is None else repr(self.by_hybrid)
+        more = f"; {verdict}" if verdict else ""
+        return f"{type(self).__name__}({len(self.items)} items, {self.base.name!r}, ranks by {ranks}{more})"
 
     # ------------------------------------------------------------------ recommending
 

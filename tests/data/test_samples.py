@@ -118,3 +118,101 @@ def test_data_that_cannot_be_trained_on_is_refused(items: int, histories: list[t
         LeaveOneOut.of(Interactions(catalog, users, tuple(histories)))
     split = LeaveOneOut.of(Interactions(catalog.extended([{"item_id": "new"}]), ("u",), ((0, 0, 0, 0),)))
     assert split.samples("test") == [Sample(0, (0, 0, 0), 0)]
+
+
+# ---------------------------------------------------------------------- items that are held out
+
+items = st.integers(0, 9)
+histories_of_users = st.lists(st.lists(items, max_size=8), max_size=20)
+
+
+@given(histories_of_users, st.sets(items, max_size=6), st.one_of(st.none(), st.sets(st.integers(0, 19))))
+def test_nothing_before_the_test_holds_a_held_out_item(
+    histories: list[list[int]], held_out: set[int], training_users: set[int] | None
+) -> None:
+    split = LeaveOneOut(histories, training_users, held_out)
+    assert split.held_out_items == held_out
+    valid, test = split.samples("valid"), split.samples("test")
+    for strategy in ("every_cut", "random_cut", "last_cut"):
+        for sample in [*split.training_samples(strategy), *valid]:
+            assert sample.history and not held_out & {*sample.history, sample.target}
+    for sequence in [*split.train_sequences, *split.known_sequences, *(sample.history for sample in test)]:
+        assert not held_out & set(sequence)
+    # the test target stays, whatever it is; who has no other item before validation is not evaluated
+    evaluated = [user for user, each in enumerate(histories) if len(each) >= 3 and set(each[:-2]) - held_out]
+    assert [(sample.user, sample.target) for sample in test] == [(user, histories[user][-1]) for user in evaluated]
+    assert split.users_not_evaluated == len(histories) - len(evaluated)
+    assert [(sample.user, sample.target) for sample in valid] == [
+        (user, histories[user][-2]) for user in evaluated if histories[user][-2] not in held_out
+    ]
+    for sample, end in [*((sample, -1) for sample in test), *((sample, -2) for sample in valid)]:
+        assert list(sample.history) == [item for item in histories[sample.user][:end] if item not in held_out]
+
+
+@given(histories_of_users, st.one_of(st.none(), st.sets(st.integers(0, 19))))
+def test_holding_out_nothing_or_what_nobody_has_changes_nothing(
+    histories: list[list[int]], training_users: set[int] | None
+) -> None:
+    plain = LeaveOneOut(histories, training_users)
+    for held_out in ((), [10, 11]):
+        split = LeaveOneOut(histories, training_users, held_out)
+        for name in ("valid", "test"):
+            assert split.samples(name) == plain.samples(name)
+        assert split.train_sequences == plain.train_sequences and split.known_sequences == plain.known_sequences
+        assert split.training_samples() == plain.training_samples()
+        assert split.users_not_evaluated == plain.users_not_evaluated
+
+
+@given(histories_of_users, st.sets(items, max_size=6), st.floats(0, 1), st.integers(0, 3))
+def test_a_share_of_the_users_keeps_what_is_held_out(
+    histories: list[list[int]], held_out: set[int], share: float, seed: int
+) -> None:
+    whole = LeaveOneOut(histories, held_out_items=held_out)
+    drawn = whole.drawn(share, seed)
+    assert drawn.held_out_items == held_out
+    assert drawn.samples("valid") == whole.samples("valid") and drawn.samples("test") == whole.samples("test")
+    assert drawn.users_not_evaluated == whole.users_not_evaluated
+    for user, sequence in enumerate(drawn.train_sequences):
+        kept = drawn.training_users is None or user in drawn.training_users
+        assert sequence == (whole.train_sequences[user] if kept else [])
+
+
+def interactions(num_items: int = 20, num_users: int = 30) -> Interactions:
+    catalog = ItemCatalog(tuple(map(str, range(num_items))), ({},) * num_items)
+    histories = tuple(tuple((user * 7 + step * step) % num_items for step in range(6)) for user in range(num_users))
+    return Interactions(catalog, tuple(map(str, range(num_users))), histories)
+
+
+def test_a_share_of_the_items_is_drawn_with_the_seed() -> None:
+    data = interactions()
+    for share, number in ((0.0, 0), (0.2, 4), (0.26, 5), (0.5, 10)):
+        drawn = [LeaveOneOut.of(data, share, seed).held_out_items for seed in range(4)]
+        assert [len(each) for each in drawn] == [number] * 4
+        assert drawn == [LeaveOneOut.of(data, share, seed).held_out_items for seed in range(4)]
+        assert len(set(drawn)) == (4 if number else 1)
+        assert all(each <= set(range(20)) for each in drawn)
+    less, more = (LeaveOneOut.of(data, share, 3).held_out_items for share in (0.2, 0.5))
+    assert less < more
+    assert LeaveOneOut.of(data).held_out_items == frozenset()
+    assert len(LeaveOneOut.of(data, 0.01).held_out_items) == 0  # rounded
+
+
+def test_items_are_drawn_from_the_catalog_not_by_popularity() -> None:
+    """Over many seeds every item is held out about as often."""
+    data = interactions()
+    times = [0] * 20
+    for seed in range(200):
+        for item in LeaveOneOut.of(data, 0.25, seed).held_out_items:
+            times[item] += 1
+    assert sum(times) == 1000 and min(times) > 25 and max(times) < 80
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 1.0, 1.5, float("nan")])
+def test_shares_of_items_out_of_range_are_refused(share: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"hold_out_items must be a share in \[0, 1\), got"):
+        LeaveOneOut.of(interactions(), share)
+
+
+def test_holding_out_too_much_leaves_nobody() -> None:
+    with pytest.raises(DataError, match="no user has the (three|four) events"):
+        LeaveOneOut.of(interactions(), 0.999)

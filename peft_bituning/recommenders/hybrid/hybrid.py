@@ -29,6 +29,7 @@ TENSORS_FILE = "hybrid.safetensors"
 SETTINGS_FILE = "hybrid.json"
 SEQUENCE_FOLDER = "sequence"
 LASER = "laser"
+FORMAT_VERSION = 1
 
 
 class Hybrid:
@@ -250,7 +251,7 @@ class Hybrid:
         """Return the rest as JSON values."""
         sequence = self.sources.sequence if any(part.name == SEQUENCE_FOLDER for part in self._needed()) else None
         return {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
             "parts": [part.name for part in self._needed()],
             "weights": self.weights,
             "weights_without_laser": self.weights_without_laser,
@@ -302,6 +303,8 @@ class Hybrid:
         try:
             settings = dict(json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")))
             tensors = load_file(folder / TENSORS_FILE)
+            if settings["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format_version must be {FORMAT_VERSION}, got {settings['format_version']!r}")
             names, weights = list(settings["parts"]), _numbers(settings["weights"])
             rest = settings["weights_without_laser"]
             without = None if rest is None else _numbers(rest)

@@ -82,9 +82,11 @@ class TextNeighborsPart(TextPart):
 
     def extended(self, sources: Sources, num_known: int) -> "TextNeighborsPart":
         """Find the neighbors of new items, and put these into the lists of the others."""
-        new = tfidf_neighbors(sources.items, self.num_fitted, num_known).resized(self.lists.items.shape[1])
+        new = tfidf_neighbors(sources.items, self.num_fitted, num_known)
+        width = max(self.lists.items.shape[1], new.items.shape[1])  # a small catalog's lists are short
+        old, new = self.lists.resized(width), new.resized(width)
         whole = NeighborLists(
-            np.concatenate([self.lists.items, new.items]), np.concatenate([self.lists.similarities, new.similarities])
+            np.concatenate([old.items, new.items]), np.concatenate([old.similarities, new.similarities])
         )
         for place, item in enumerate(range(num_known, len(sources.items))):
             is_near = (new.similarities[place] > 0) & (new.items[place] < num_known)
