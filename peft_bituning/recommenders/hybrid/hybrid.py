@@ -131,12 +131,13 @@ class Hybrid:
 
     def queries(self, histories: Histories) -> Tensor:
         """Return the vectors `[B, d]` whose products with `item_vectors` are the dense parts' share of the scores."""
-        found = []
-        for part in self.parts:
-            if part.dense:
-                weights = torch.tensor([self.weights.get(name, 0.0) for name in part.dense])
-                found.append(torch.einsum("f,fbd->bd", weights, part.queries(histories)))
+        found = [self._weighted(part, histories) for part in self.parts if part.dense]
         return torch.cat(found, dim=1) if found else torch.zeros(len(histories), 1)
+
+    def _weighted(self, part: Part, histories: Histories) -> Tensor:
+        """Return the sum of a part's queries `[B, d]`, each by its weight."""
+        weights = torch.tensor([self.weights.get(name, 0.0) for name in part.dense])
+        return torch.einsum("f,fbd->bd", weights, part.queries(histories))
 
     def cells(self, histories: Histories) -> Cells:
         """Return the sparse parts' share of the scores, where it is not 0."""
@@ -151,7 +152,10 @@ class Hybrid:
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
         """Score every item: `[B, N]` catalog indices, oldest first, and their mask -> `[B, I]` float32."""
         histories = self.histories(item_indices, mask)
-        scores = self.queries(histories) @ self.item_vectors.T
+        scores = torch.zeros(len(histories), self.num_items)
+        for part in self.parts:
+            if part.dense:
+                scores += self._weighted(part, histories) @ part.item_vectors.T
         cells = self.cells(histories)
         scores[torch.from_numpy(cells.rows), torch.from_numpy(cells.items)] += torch.from_numpy(cells.values).float()
         return scores
@@ -174,8 +178,7 @@ class Hybrid:
         for part in self.parts:
             share = torch.zeros(items.shape, dtype=torch.float64)
             if part.dense:
-                weights = torch.tensor([self.weights.get(name, 0.0) for name in part.dense], dtype=torch.float64)
-                queries = torch.einsum("f,fbd->bd", weights, part.queries(histories).double())
+                queries = self._weighted(part, histories).double()
                 share += torch.einsum("bd,bkd->bk", queries, part.item_vectors[places].double())
             if part.sparse:
                 cells = part.cells(histories)

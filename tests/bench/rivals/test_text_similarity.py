@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from peft_bituning.errors import ConfigurationError, InputError
 from peft_bituning.recommenders import pad_histories
+from peft_bituning.recommenders.hybrid import Whitening
 
 VECTORS = np.random.default_rng(0).normal(size=(7, 5)) + 3.0
 
@@ -41,3 +42,10 @@ def test_bad_input_is_named():
         TextSimilarity(VECTORS, decay=0)
     with pytest.raises(InputError, match="must both have shape"):
         TextSimilarity(VECTORS).scores(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 3))
+
+
+def test_whitened_vectors_are_the_hybrids() -> None:
+    vectors = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    white = Whitening.fit(vectors, 3.0)(vectors)
+    found = TextSimilarity(vectors, shrinkage=3.0).scores(*pad_histories([[4]]))[0].numpy()
+    assert np.allclose(found, white @ white[4], atol=1e-5)

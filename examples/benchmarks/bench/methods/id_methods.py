@@ -50,7 +50,7 @@ def run_sequence_model(trial: Trial) -> TrialResult[RankingReport]:
 @register_method("text-similarity", is_random=False, uses_language_model=True)
 def run_text_similarity(trial: Trial) -> TrialResult[RankingReport]:
     """Compare the language model's mean states of the items' texts, without training."""
-    settings = trial.only("decay", "centre")
+    settings = trial.only("decay", "centre", "shrinkage")
     meter = Meter(trial.device)
     with meter.phase("training"):
         model = TextSimilarity(text_vectors(trial), **settings)
@@ -60,10 +60,11 @@ def run_text_similarity(trial: Trial) -> TrialResult[RankingReport]:
 @register_method("item-knn+text", is_random=False, uses_language_model=True)
 def run_item_knn_and_text(trial: Trial) -> TrialResult[RankingReport]:
     """Add item-kNN and text similarity; a `text_weight` that is not given is chosen on validation."""
-    given = trial.only("text_weight").get("text_weight")
+    settings = trial.only("text_weight", "shrinkage")
+    given = settings.get("text_weight")
     meter = Meter(trial.device)
     with meter.phase("training"):
-        text = TextSimilarity(text_vectors(trial))
+        text = TextSimilarity(text_vectors(trial), shrinkage=settings.get("shrinkage"))
         trained, known = (
             ItemKNN(trial.num_items).fit(events)
             for events in (trial.split.train_sequences, trial.split.known_sequences)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from peft_bituning.errors import ConfigurationError, InputError
 from peft_bituning.recommenders import Precomputed
+from peft_bituning.recommenders.hybrid import Whitening
 
 
 class TextSimilarity:
@@ -22,18 +23,23 @@ class TextSimilarity:
         vectors: `[I, D]`, one row an item.
         decay: Weight of an item relative to the one after it, in (0, 1].
         centre: Take the catalog's mean off every vector first: a language model's vectors share a large one.
+        shrinkage: Whiten the vectors instead, as the hybrid does, with this lambda.
 
     Raises:
         InputError: The vectors are not `[I, D]`, or not finite.
         ConfigurationError: `decay` is out of its range.
     """
 
-    def __init__(self, vectors: Any, decay: float = 0.7, centre: bool = True) -> None:
+    def __init__(self, vectors: Any, decay: float = 0.7, centre: bool = True, shrinkage: float | None = None) -> None:
         if not 0 < decay <= 1:
             raise ConfigurationError(f"decay must be in (0, 1], got {decay!r}")
         table = Precomputed(vectors).embeddings  # checked there
         self.decay = decay
-        self.vectors = functional.normalize(table - table.mean(0) if centre else table, dim=1)  # [I, D]
+        if shrinkage is not None:
+            table = torch.from_numpy(Whitening.fit(table.numpy(), shrinkage)(table.numpy()))
+        elif centre:
+            table = table - table.mean(0)
+        self.vectors = functional.normalize(table, dim=1)  # [I, D]
 
     @property
     def num_items(self) -> int:
