@@ -23,6 +23,7 @@ from ..tuners.bituning.encoders import prefix_encoder_class
 from .arguments import LaserArguments
 from .curves import plot_curves
 from .forecast import say_what_is_ahead
+from .hybrids import check_text_model
 from .id_recommender import provide_id_recommender
 from .report import Report
 from .run_folder import RESULTS_FILE, RunFolder, identity_of
@@ -87,6 +88,7 @@ def fit(
         template = template or read_template(arguments.template, arguments.attributes, data.items)
         prefix_encoder_class(config.prefix_encoder)
         refuse_adapter(base)
+        check_text_model(arguments.text_model, base)
         with folder.timed("recommender"):
             place = folder.store.folder / "recommender"
             known = provide_id_recommender(accelerator, arguments, place, data, split, id_recommender)

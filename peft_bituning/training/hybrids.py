@@ -109,6 +109,12 @@ def read_text(
     return TextVectors(encoder.name, vectors)
 
 
+def check_text_model(name: str | None, base: BaseModel) -> None:
+    """Open a text model before anything is trained, to see that it can be; else raise a ConfigurationError."""
+    if name not in (None, TFIDF):
+        open_text_encoder(name, base)
+
+
 def what_it_adds(hybrid: Hybrid, with_it: RankingReport, without: RankingReport) -> dict[str, Any]:
     """Say what the language model adds to the hybrid: paired bootstrap over the test users, both filter modes.
 
