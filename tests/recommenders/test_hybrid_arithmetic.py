@@ -9,10 +9,12 @@ import torch
 
 from peft_bituning.data import ItemCatalog, LeaveOneOut
 from peft_bituning.errors import ArtifactError, ConfigurationError
+from peft_bituning.metrics import target_ranks
 from peft_bituning.recommenders import Hybrid, Precomputed, TextVectors, pad_histories
 from peft_bituning.recommenders.histories import Histories
 from peft_bituning.recommenders.hybrid import Sources, Whitening, register_part
 from peft_bituning.recommenders.hybrid.choices import draw_choices
+from peft_bituning.recommenders.hybrid.new_items import fit_new_items
 from peft_bituning.recommenders.hybrid.part import PARTS, Part, phi
 from peft_bituning.recommenders.hybrid.weights import Choices, fit_supported, fit_weights
 
@@ -289,6 +291,72 @@ def test_what_is_refused(split, sequence) -> None:
         Hybrid.fit(split, items=ITEMS, text="poems")
     with pytest.raises(ConfigurationError, match="text must have 20 vectors, one per item, got 3"):
         Hybrid.fit(split, items=ITEMS, text=np.ones((3, 2)))
+
+
+# ---------------------------------------------------------------------- new items
+
+
+def test_new_items_have_an_offset_and_a_scale(split, sequence) -> None:
+    held = LeaveOneOut(HISTORIES, held_out_items=[2, 5])
+    hybrid = Hybrid.fit(held, items=ITEMS, sequence=sequence, laser=Adapter())
+    weights = {**dict.fromkeys(_features(hybrid), 0.5), "new_offset": 2.0, "new_scale": 3.0}
+    hybrid = Hybrid(hybrid.fitted_parts, weights, hybrid.sources)
+    assert hybrid.new.nonzero()[:, 0].tolist() == [2, 5]
+    asked = pad_histories(ASKED)
+    plain = sum(0.5 * phi(part, hybrid.histories(*asked)).sum(2).numpy() for part in hybrid.parts)
+    expected = np.where(hybrid.new.numpy(), 2 + 3 * plain, plain)
+    assert np.allclose(hybrid.scores(*asked).numpy(), expected, atol=1e-3)
+    shares = hybrid.contributions(*asked)
+    assert np.allclose(sum(shares.values()).numpy(), expected, atol=1e-3)
+    assert set(shares["new"].unique().tolist()) == {0.0, 2.0}
+    vectors = hybrid.queries(hybrid.histories(*asked)) @ hybrid.item_vectors.T
+    cells = hybrid.cells(hybrid.histories(*asked))
+    vectors[torch.from_numpy(cells.rows), torch.from_numpy(cells.items)] += torch.from_numpy(cells.values).float()
+    assert np.allclose(vectors.numpy(), expected, atol=1e-3)
+
+
+def test_the_numbers_of_new_items_are_of_maximum_likelihood(split, sequence) -> None:
+    given = sources(split, sequence)
+    parts = [PARTS[name].fit(given) for name in ("item_knn", "laser")]
+    choices = draw_choices(parts, split.samples("valid"), given.counts)
+    weights = {"item_knn": 1.5, "laser": 0.1}
+    found = fit_new_items(choices, parts, weights, 20, seed=1)
+    new = np.zeros(20, dtype=bool)
+    new[np.random.default_rng(1).choice(20, 2, replace=False)] = True
+    features, targets = choices.features.double().numpy(), choices.chosen.numpy()
+
+    def loss(offset: float, scale: float) -> float:
+        told = 0.1 * features[:, 1]
+        logits = np.where(new, offset + scale * told, 1.5 * features[:, 0] + told)
+        logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        return float(-logs[np.arange(len(targets)), targets].sum() + 0.5e-3 * (offset**2 + scale**2))
+
+    if found:
+        best = loss(found["new_offset"], found["new_scale"])
+        assert all(
+            loss(found["new_offset"] + a, found["new_scale"] + b) > best
+            for a, b in ((0.1, 0), (-0.1, 0), (0, 0.1), (0, -0.1))
+        )
+    assert fit_new_items(choices, parts, {"item_knn": 1.5}, 20) == {}  # nothing tells of them
+
+
+def test_held_out_items_are_not_buried() -> None:
+    """Everybody buys one after the other of items whose words are alike: what is new is found by its words."""
+    titles = [f"{WORDS[item % 8]}" for item in range(160)]
+    items = ItemCatalog(tuple(map(str, range(160))), tuple({"title": title} for title in titles))
+    generator = np.random.default_rng(0)
+    histories = []
+    for _ in range(400):
+        alike = int(generator.integers(8)) + 8 * generator.permutation(20)
+        histories.append(alike[:6].tolist())
+    split = LeaveOneOut(histories, held_out_items=range(0, 160, 9))
+    hybrid = Hybrid.fit(split, items=items)
+    samples = [sample for sample in split.samples("test") if sample.target in split.held_out_items]
+    scores = hybrid.scores(*pad_histories([sample.history for sample in samples])).numpy()
+    ranks = target_ranks(
+        scores, np.array([sample.target for sample in samples]), [sample.history for sample in samples]
+    )
+    assert np.median(ranks) <= 21  # among the twenty that are alike
 
 
 # ---------------------------------------------------------------------- files

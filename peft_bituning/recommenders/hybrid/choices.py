@@ -59,7 +59,8 @@ def draw_choices(
     if len(samples) > limit:
         samples = [samples[user] for user in sorted(generator.choice(len(samples), limit, replace=False))]
     features = torch.zeros(len(samples), num_features, width)
-    found = Choices(features, torch.zeros(len(samples), width), torch.zeros(len(samples), dtype=torch.long))
+    items = None if num_items <= max_items else torch.zeros(len(samples), width, dtype=torch.int32)
+    found = Choices(features, torch.zeros(len(samples), width), torch.zeros(len(samples), dtype=torch.long), items)
     for start in range(0, len(samples), USERS_AT_ONCE):
         batch = samples[start : start + USERS_AT_ONCE]
         targets = np.array([sample.target for sample in batch])
@@ -72,6 +73,8 @@ def draw_choices(
             continue
         columns, found.offsets[rows] = _drawn(parts, histories, targets, shared, offsets, generator)
         _fill(found.features[rows], parts, histories, columns)
+        if items is not None:
+            items[rows] = torch.from_numpy(columns).int()
     return found
 
 

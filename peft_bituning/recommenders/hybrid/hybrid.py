@@ -22,6 +22,7 @@ from ..base import IDRecommender
 from ..histories import Cells, Histories
 from ..loading import load_recommender
 from .choices import draw_choices
+from .new_items import OFFSET, SCALE, fit_new_items
 from .part import PARTS, SHRINKAGE, EmbeddingRecommender, Part, Sources, TextVectors
 from .weights import fit_supported
 
@@ -54,8 +55,12 @@ class Hybrid:
     ) -> None:
         self.fitted_parts = list(parts)  # with and without a weight
         self.parts = [part for part in parts if any(weights.get(name) for name in part.features)]
-        self.weights = {name: weights[name] for part in self.parts for name in part.features if name in weights}
+        named = [*(name for part in self.parts for name in part.features), OFFSET, SCALE]
+        self.weights = {name: weights[name] for name in named if name in weights}
         self.sources = sources
+        self.new = torch.zeros(len(sources.items), dtype=torch.bool) if sources.new is None else sources.new
+        self._offset = float(weights.get(OFFSET, 0.0)) * self.new.float()  # [I]
+        self._scale = torch.where(self.new, float(weights.get(SCALE, 1.0)), 1.0)  # [I]
         self.weights_without_laser = None if weights_without_laser is None else dict(weights_without_laser)
 
     # ------------------------------------------------------------------ fitting
@@ -99,17 +104,20 @@ class Hybrid:
         names = list(PARTS if parts is None else dict.fromkeys(parts))
         if unknown := sorted(set(names) - set(PARTS)):
             raise ConfigurationError(f"parts must be among {', '.join(PARTS)}, got {', '.join(unknown)}")
-        known = split.train_sequences
-        sources = Sources(items, counts_of(known, len(items)), known, sequence, laser, text, shrinkage)
+        known, new = split.train_sequences, torch.zeros(len(items), dtype=torch.bool)
+        new[sorted(split.held_out_items)] = True
+        sources = Sources(items, counts_of(known, len(items)), known, sequence, laser, text, shrinkage, new)
         fitted = _fit_parts(names, sources)
         choices = draw_choices(fitted, split.samples("valid") if samples is None else samples, sources.counts, seed)
         features = {part.name: part.features for part in fitted}
         supported = fit_supported(choices, features, [LASER]).weights
+        supported |= fit_new_items(choices, fitted, supported, len(items), seed)
         without: dict[str, float] | None = None
         if LASER in features:
             others = [place for place, name in enumerate(n for f in features.values() for n in f) if name != LASER]
             left = {name: names for name, names in features.items() if name != LASER}
             without = fit_supported(choices.among(others), left).weights
+            without |= fit_new_items(choices, fitted, without, len(items), seed)
         known = split.known_sequences
         sources = replace(sources, counts=counts_of(known, len(items)), sequences=known)
         texts = [part for part in fitted if part.name == "text"]  # which no event changes
@@ -127,12 +135,17 @@ class Hybrid:
     def item_vectors(self) -> Tensor:
         """The dense parts' vectors laid end to end `[I, d]`."""
         vectors = [part.item_vectors for part in self.parts if part.dense]
-        return torch.cat(vectors, dim=1) if vectors else torch.zeros(self.num_items, 1)
+        if not self.new.any():
+            return torch.cat(vectors, dim=1) if vectors else torch.zeros(self.num_items, 1)
+        scaled = [each * self._scale[:, None] for each in vectors]
+        return torch.cat([*scaled, self._offset[:, None]], dim=1)
 
     def queries(self, histories: Histories) -> Tensor:
         """Return the vectors `[B, d]` whose products with `item_vectors` are the dense parts' share of the scores."""
         found = [self._weighted(part, histories) for part in self.parts if part.dense]
-        return torch.cat(found, dim=1) if found else torch.zeros(len(histories), 1)
+        if self.new.any() or not found:
+            found.append(torch.ones(len(histories), 1))  # for the offset of new items
+        return torch.cat(found, dim=1)
 
     def _weighted(self, part: Part, histories: Histories) -> Tensor:
         """Return the sum of a part's queries `[B, d]`, each by its weight."""
@@ -146,7 +159,7 @@ class Hybrid:
         empty = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
         each = [(cells.rows, cells.items, cells.values @ by) for (_, cells), by in zip(found, weights, strict=True)]
         rows, items, values = (np.concatenate(column) for column in zip(*(each or empty), strict=True))
-        return histories.summed(rows, items, values)
+        return histories.summed(rows, items, values * self._scale.numpy()[items])
 
     @torch.no_grad()
     def scores(self, item_indices: Tensor, mask: Tensor) -> Tensor:
@@ -156,6 +169,7 @@ class Hybrid:
         for part in self.parts:
             if part.dense:
                 scores += self._weighted(part, histories) @ part.item_vectors.T
+        scores = scores * self._scale + self._offset
         cells = self.cells(histories)
         scores[torch.from_numpy(cells.rows), torch.from_numpy(cells.items)] += torch.from_numpy(cells.values).float()
         return scores
@@ -188,7 +202,9 @@ class Hybrid:
                 at = np.searchsorted(keys, wanted)
                 values = np.append(cells.values @ by, 0.0)[at]
                 share += torch.from_numpy(np.where(keys[at] == wanted, values, 0.0))
-            found[part.name] = share.masked_fill(~real, 0.0)
+            found[part.name] = (share * self._scale[places]).masked_fill(~real, 0.0)
+        if self.new.any():
+            found["new"] = self._offset[places].double().masked_fill(~real, 0.0)
         return found
 
     def histories(self, item_indices: Tensor, mask: Tensor) -> Histories:
@@ -219,7 +235,7 @@ class Hybrid:
     def extended(
         self, items: ItemCatalog, text: np.ndarray | None = None, laser: EmbeddingRecommender | None = None
     ) -> "Hybrid":
-        """Return the hybrid of a catalog with new items at its end: they have text and no counts.
+        """Return the hybrid of a catalog with new items at its end: they have text, no counts, and their own scale.
 
         Args:
             items: the whole catalog.
@@ -231,7 +247,8 @@ class Hybrid:
         name = self.text_model or ""
         vectors = None if text is None else TextVectors(name, text)
         laser = self.sources.laser if laser is None else laser
-        sources = replace(self.sources, items=items, counts=grown, sequences=None, text=vectors, laser=laser)
+        new = torch.cat([self.new, torch.ones(len(items) - known, dtype=torch.bool)])
+        sources = replace(self.sources, items=items, counts=grown, sequences=None, text=vectors, laser=laser, new=new)
         parts = [part.extended(sources, known) for part in self.fitted_parts]
         kept = replace(sources, text=self.sources.text)
         return Hybrid(parts, self.weights, kept, self.weights_without_laser)
@@ -245,7 +262,7 @@ class Hybrid:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything but the weights, the ID recommender and the adapter."""
-        found = {"counts": self.sources.counts}
+        found = {"counts": self.sources.counts, "new": self.new}
         for part in self._needed():
             found |= {f"{part.name}.{name}": tensor.contiguous() for name, tensor in part.tensors().items()}
         return found
@@ -311,10 +328,10 @@ class Hybrid:
             names, weights = list(settings["parts"]), _numbers(settings["weights"])
             rest = settings["weights_without_laser"]
             without = None if rest is None else _numbers(rest)
-            counts, expected = tensors.pop("counts"), settings["sequence"]
+            counts, new, expected = tensors.pop("counts"), tensors.pop("new"), settings["sequence"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise ArtifactError(f"the hybrid in {folder.name} cannot be read ({error}); save it again") from error
-        if counts.shape != (len(items),) or not set(names) <= set(PARTS):
+        if not counts.shape == new.shape == (len(items),) or not set(names) <= set(PARTS):
             raise ArtifactError(
                 f"the hybrid in {folder.name} must be of {len(items)} items and of parts that are registered "
                 f"({', '.join(PARTS)}), got {list(counts.shape)} items and {', '.join(names)}"
@@ -327,7 +344,8 @@ class Hybrid:
             names, weights, without = [name for name in names if name != LASER], without, None
         model = settings.get("text_model")
         text = model if model in (None, "tf-idf") else TextVectors(str(model), np.zeros((0, 0)))
-        sources = Sources(items, counts, None, sequence, laser, text, float(settings.get("shrinkage", SHRINKAGE)))
+        shrinkage = float(settings.get("shrinkage", SHRINKAGE))
+        sources = Sources(items, counts, None, sequence, laser, text, shrinkage, new.bool())
         parts = [
             PARTS[name].load(
                 {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")},

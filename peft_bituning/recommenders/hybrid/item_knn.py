@@ -25,6 +25,7 @@ class ItemKNNPart(Part):
     """
 
     sparse = ("item_knn",)
+    counts = True
 
     def __init__(self, lists: NeighborLists, num_fitted: int) -> None:
         self.lists, self.num_fitted = lists, num_fitted

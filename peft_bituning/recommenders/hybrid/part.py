@@ -46,13 +46,13 @@ class Sources:
 
     Args:
         items: the catalog of I items.
-        counts: `[I]` how often each item was bought in the sequences. Where it is 0, nobody could have bought the item
-            yet, and the parts that count are neutral.
+        counts: `[I]` how often each item was bought in the sequences. Where it is 0 the parts that count are neutral.
         sequences: catalog indices of each user's events; None where a saved hybrid is loaded.
         sequence: the frozen ID recommender, or None.
         laser: the trained adapter, or None.
         text: `"tf-idf"`, vectors, or None.
         shrinkage: lambda of the whitening of text vectors.
+        new: `[I]` bool, the items that nobody could have bought; None is none of them.
     """
 
     items: ItemCatalog
@@ -62,6 +62,7 @@ class Sources:
     laser: EmbeddingRecommender | None = None
     text: str | TextVectors | None = None
     shrinkage: float = SHRINKAGE
+    new: Tensor | None = None
 
     @property
     def bought(self) -> Tensor:
@@ -84,6 +85,8 @@ class Part(ABC):
     name: str
     dense: tuple[str, ...] = ()
     sparse: tuple[str, ...] = ()
+    #: Whether it speaks of who bought what, and is 0 for items that nobody could have bought.
+    counts: bool = False
     #: `[I, d]` float32, in a part with dense features.
     item_vectors: Tensor
 

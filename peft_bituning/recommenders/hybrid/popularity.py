@@ -15,6 +15,7 @@ class PopularityPart(Part):
     """
 
     dense = ("popularity",)
+    counts = True
 
     def __init__(self, item_vectors: Tensor) -> None:
         self.item_vectors = item_vectors  # [I, 1]

@@ -16,6 +16,7 @@ class SequencePart(Part):
     """
 
     dense = ("sequence",)
+    counts = True
 
     def __init__(self, sources: Sources) -> None:
         recommender = sources.sequence

@@ -4,7 +4,7 @@ Shapes: `U` users, `K` items that a user chooses among, `F` features.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,21 +27,24 @@ class Choices:
         offsets: `[U, K]` float32 added to the logits: 0, the logarithm of how many items an item stands for, or -inf
             where there is none.
         chosen: `[U]` the place of the chosen item among K.
+        items: `[U, K]` the items' catalog indices; None where all users choose among the whole catalog.
     """
 
     features: Tensor
     offsets: Tensor
     chosen: Tensor
+    items: Tensor | None = None
 
     def among(self, columns: Sequence[int]) -> "Choices":
         """Return the choices by some features alone."""
         if list(columns) == list(range(self.features.shape[1])):
             return self
-        return Choices(self.features[:, list(columns)], self.offsets, self.chosen)
+        return replace(self, features=self.features[:, list(columns)])
 
     def of_users(self, users: Tensor) -> "Choices":
         """Return the choices of some users, which may occur more than once."""
-        return Choices(self.features[users], self.offsets[users], self.chosen[users])
+        items = None if self.items is None else self.items[users]
+        return Choices(self.features[users], self.offsets[users], self.chosen[users], items)
 
     def loss(self, weights: np.ndarray, l2: float = L2) -> tuple[float, np.ndarray, np.ndarray]:
         """Return `-sum over users of log P(chosen) + l2 / 2 ||w||^2`, its gradient [F] and its Hessian [F, F].
