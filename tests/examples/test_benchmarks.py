@@ -28,7 +28,7 @@ def test_rank() -> None:
 def test_an_unknown_one_is_refused() -> None:
     done = subprocess.run([sys.executable, str(SPEED), "lose"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
-    assert "choose from train_step, encode, loss, rank, memory, got lose" in done.stderr
+    assert "choose from train_step, encode, loss, rank, hybrid, memory, got lose" in done.stderr
 
 
 def test_an_attribute_that_no_item_has_is_refused(tmp_path: Path) -> None:

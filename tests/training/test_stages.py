@@ -105,7 +105,8 @@ def test_measuring_changes_nothing(make: Make, few: Interactions, tiny_base: Any
     table = report.baselines()
     assert all(torch.equal(value, before[name]) for name, value in training.model.weights_out().items())
     assert list(model.peft_config) == [ADAPTER] and table is not None and len(table) == training.num_items
-    names = ["popularity", "item-kNN", "untrained LLM (mean of text states)", "untrained suffix"]
+    names = ["popularity", "item-kNN", "text (tf-idf)", "hybrid without the language model"]
+    names += ["untrained LLM (mean of text states)", "untrained suffix"]
     assert [row["name"] for row in report.rows] == names
 
 
