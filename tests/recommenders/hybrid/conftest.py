@@ -140,9 +140,11 @@ class Reference:
         }
         if self.sequence is not None:
             known = [item for item in history if item < self.sequence.num_items]
-            row = torch.tensor([known], dtype=torch.long)
+            row = torch.tensor([known or [0]], dtype=torch.long)
             scores = np.zeros(self.num_items)
-            scores[: self.sequence.num_items] = self.sequence.scores(row, torch.ones_like(row))[0].double().numpy()
+            scores[: self.sequence.num_items] = (
+                self.sequence.scores(row, torch.full_like(row, bool(known)))[0].double().numpy()
+            )
             found["sequence"] = self._neutral_unless_bought(scores)
         if self.laser is not None:
             user = self.laser.user_embeddings([history])[0].double().numpy()
