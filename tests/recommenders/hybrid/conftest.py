@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from peft_bituning.data import ItemCatalog, LeaveOneOut
-from peft_bituning.recommenders import IDRecommender, SASRec, build_recommender, fit_recommender
+from peft_bituning.recommenders import IDRecommender, build_recommender, fit_recommender
 from peft_bituning.recommenders.hybrid import Sources, TextVectors
 
 KINDS = ("lamp", "kettle", "rope", "chair", "glove")
@@ -94,16 +94,16 @@ class Reference:
             text = "; ".join([row.get("title", ""), *(row[column] for column in row if column != "title")])
             words = re.findall(r"\w\w+", text.lower())
             found.append(Counter([*words, *(" ".join(pair) for pair in zip(words, words[1:], strict=False))]))
-        frequency = Counter(word for words in found[: self.num_known] for word in words)
+        frequency = Counter(word for counted in found[: self.num_known] for word in counted)
         weighed = []
-        for words in found:
-            row = {
+        for counted in found:
+            weights = {
                 word: (1 + np.log(count)) * (1 + np.log((1 + self.num_known) / (1 + frequency[word])))
-                for word, count in words.items()
+                for word, count in counted.items()
                 if frequency[word] >= 2
             }
-            length = np.sqrt(sum(value**2 for value in row.values()))
-            weighed.append({word: value / length for word, value in row.items()})
+            length = np.sqrt(sum(value**2 for value in weights.values()))
+            weighed.append({word: value / length for word, value in weights.items()})
         return weighed
 
     def word_cosine(self, item: int, other: int) -> float:
@@ -232,7 +232,7 @@ def split(histories: list[list[int]]) -> LeaveOneOut:
 
 
 @pytest.fixture(scope="session")
-def sequence(split: LeaveOneOut, items: ItemCatalog) -> SASRec:
+def sequence(split: LeaveOneOut, items: ItemCatalog) -> IDRecommender:
     """Return a briefly trained SASRec that reads at most six items."""
     model = build_recommender(
         "sasrec",
@@ -270,7 +270,7 @@ def vectors(items: ItemCatalog) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def sources(split: LeaveOneOut, items: ItemCatalog, sequence: SASRec, laser: FakeLaser) -> Sources:
+def sources(split: LeaveOneOut, items: ItemCatalog, sequence: IDRecommender, laser: FakeLaser) -> Sources:
     """Return what parts are made from when the weights are fitted: training events alone, texts by tf-idf."""
     known = split.train_sequences
     counts = [sum(row.count(item) for row in known) for item in range(len(items))]
@@ -298,7 +298,7 @@ def make_reference() -> type[Reference]:
 
 @pytest.fixture(scope="session")
 def reference(
-    items: ItemCatalog, split: LeaveOneOut, sequence: SASRec, laser: FakeLaser, vectors: np.ndarray
+    items: ItemCatalog, split: LeaveOneOut, sequence: IDRecommender, laser: FakeLaser, vectors: np.ndarray
 ) -> dict[str, Reference]:
     """Return the features by their formulas when the weights are fitted, by kind of texts."""
     known = split.train_sequences

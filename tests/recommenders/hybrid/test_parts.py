@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peft_bituning.data import ItemCatalog, LeaveOneOut
 from peft_bituning.errors import ConfigurationError
-from peft_bituning.recommenders import BERT4Rec, Precomputed, build_recommender
+from peft_bituning.recommenders import BERT4Rec, IDRecommender, Precomputed, build_recommender
 from peft_bituning.recommenders.histories import Histories
 from peft_bituning.recommenders.hybrid import Sources
 from peft_bituning.recommenders.hybrid.part import PARTS, Part, phi
@@ -41,7 +41,11 @@ def parts(sources: Sources) -> dict[str, Part]:
 
 @names
 def test_phi_is_its_formula(
-    name: str, parts: dict[str, Part], reference: dict[str, Any], asked: list[list[int]], scattered: Callable[..., Any]
+    name: str,
+    parts: dict[str, Part],
+    reference: dict[str, Any],
+    asked: list[list[int]],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     found = phi(parts[name], Histories(*scattered(asked), 30))
     assert found.shape == (len(asked), 30, 1) and found.dtype == torch.float32
@@ -54,7 +58,7 @@ def test_phi_is_its_formula(
 def test_phi_is_its_formula_for_any_history(
     parts: dict[str, Part],
     reference: dict[str, Any],
-    scattered: Callable[..., Any],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
     histories: list[list[int]],
     seed: int,
 ) -> None:
@@ -66,7 +70,7 @@ def test_phi_is_its_formula_for_any_history(
 
 @names
 def test_padding_at_the_left_and_unknown_items_make_no_difference(
-    name: str, parts: dict[str, Part], asked: list[list[int]], scattered: Callable[..., Any]
+    name: str, parts: dict[str, Part], asked: list[list[int]], scattered: Callable[..., tuple[Tensor, Tensor]]
 ) -> None:
     """At the left, at the right, between, and unknown items with a true mask: the same features."""
     width = max(map(len, asked)) + 2
@@ -81,7 +85,11 @@ def test_padding_at_the_left_and_unknown_items_make_no_difference(
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_items_that_nobody_bought_are_neutral(
-    name: str, parts: dict[str, Part], sources: Sources, asked: list[list[int]], scattered: Callable[..., Any]
+    name: str,
+    parts: dict[str, Part],
+    sources: Sources,
+    asked: list[list[int]],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     found = phi(parts[name], Histories(*scattered(asked), 30))[:, :, 0]
     never = [item for item in range(30) if not sources.counts[item]]
@@ -91,13 +99,15 @@ def test_items_that_nobody_bought_are_neutral(
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
-def test_without_any_event_everything_is_neutral(name: str, sources: Sources, scattered: Callable[..., Any]) -> None:
+def test_without_any_event_everything_is_neutral(
+    name: str, sources: Sources, scattered: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
     nothing = Sources(sources.items, torch.zeros(30), [[], []], sources.sequence)
     assert not phi(fitted(name, nothing), Histories(*scattered([[1, 2], []]), 30)).any()
 
 
 def test_the_mean_over_bought_items_is_zero(
-    parts: dict[str, Part], sources: Sources, asked: list[list[int]], scattered: Callable[..., Any]
+    parts: dict[str, Part], sources: Sources, asked: list[list[int]], scattered: Callable[..., tuple[Tensor, Tensor]]
 ) -> None:
     bought = sources.counts > 0
     for name in ("sequence", "popularity"):
@@ -121,16 +131,15 @@ def test_sequence_of_other_recommenders(
     split: LeaveOneOut,
     make_reference: Any,
     asked: list[list[int]],
-    scattered: Callable[..., Any],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     """BERT4Rec adds a bias to the items, and its scores are not 0 for an empty history."""
-    sequence: BERT4Rec | Precomputed
-    if kind == "precomputed":
-        sequence = Precomputed(np.random.default_rng(0).normal(size=(30, 4)))
-    else:
-        sequence = build_recommender(kind, 30, hidden_size=8, max_history_length=6, initializer_range=0.5)  # type: ignore[assignment]
+    sequence: IDRecommender = Precomputed(np.random.default_rng(0).normal(size=(30, 4)))
+    if kind == "bert4rec":
+        sequence = build_recommender(kind, 30, hidden_size=8, max_history_length=6, initializer_range=0.5)
+        assert isinstance(sequence, BERT4Rec)
         with torch.no_grad():
-            sequence.item_bias.normal_(generator=torch.Generator().manual_seed(0))
+            sequence.item_bias.copy_(torch.randn(30, generator=torch.Generator().manual_seed(0)))
     given = Sources(sources.items, sources.counts, sources.sequences, sequence)
     reference = make_reference(sources.items, split.train_sequences, sequence)
     found = phi(fitted("sequence", given), Histories(*scattered(asked), 30))[:, :, 0].numpy()
@@ -139,7 +148,7 @@ def test_sequence_of_other_recommenders(
 
 
 def test_sequence_differs_from_a_log_softmax_by_one_number_a_row(
-    parts: dict[str, Part], sources: Sources, asked: list[list[int]], scattered: Callable[..., Any]
+    parts: dict[str, Part], sources: Sources, asked: list[list[int]], scattered: Callable[..., tuple[Tensor, Tensor]]
 ) -> None:
     batch = scattered(asked)
     bought = sources.counts > 0
@@ -150,7 +159,7 @@ def test_sequence_differs_from_a_log_softmax_by_one_number_a_row(
 
 
 def test_laser_reads_embeddings_at_hand(
-    parts: dict[str, Part], laser: Any, asked: list[list[int]], scattered: Callable[..., Any]
+    parts: dict[str, Part], laser: Any, asked: list[list[int]], scattered: Callable[..., tuple[Tensor, Tensor]]
 ) -> None:
     users = torch.nn.functional.normalize(torch.randn(len(asked), 8, generator=torch.Generator().manual_seed(0)), dim=1)
     found = phi(parts["laser"], Histories(*scattered(asked), 30, users))[:, :, 0]
@@ -173,7 +182,11 @@ def test_which_parts_count_and_need_a_source(sources: Sources, items: ItemCatalo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_loaded_again_from_tensors(
-    name: str, parts: dict[str, Part], sources: Sources, asked: list[list[int]], scattered: Callable[..., Any]
+    name: str,
+    parts: dict[str, Part],
+    sources: Sources,
+    asked: list[list[int]],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     """Loading has no sequences of events, and gives the same bits."""
     saved = Sources(sources.items, sources.counts, None, sources.sequence, sources.laser, sources.text)
@@ -184,7 +197,11 @@ def test_loaded_again_from_tensors(
 
 @pytest.mark.parametrize("name", ["sequence", "item_knn", "popularity", "seen", "last"])
 def test_new_items_change_nothing_of_the_others(
-    name: str, parts: dict[str, Part], sources: Sources, asked: list[list[int]], scattered: Callable[..., Any]
+    name: str,
+    parts: dict[str, Part],
+    sources: Sources,
+    asked: list[list[int]],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     grown_items = ItemCatalog((*sources.items.item_ids, "new", "newer"), (*sources.items.attributes, {}, {}))
     counts = torch.cat([sources.counts, torch.zeros(2)])
@@ -195,7 +212,9 @@ def test_new_items_change_nothing_of_the_others(
     assert not after[:, 30:].any()
 
 
-def test_new_items_in_a_history(parts: dict[str, Part], sources: Sources, scattered: Callable[..., Any]) -> None:
+def test_new_items_in_a_history(
+    parts: dict[str, Part], sources: Sources, scattered: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
     """They are near to none, but it is later since the others; SASRec does not see them; they are seen and last."""
     grown_items = ItemCatalog((*sources.items.item_ids, "new", "newer"), (*sources.items.attributes, {}, {}))
     grown_sources = Sources(grown_items, torch.cat([sources.counts, torch.zeros(2)]), None, sources.sequence)

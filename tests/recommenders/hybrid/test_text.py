@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from peft_bituning.data import ItemCatalog, LeaveOneOut
 from peft_bituning.errors import ArtifactError, ConfigurationError, InputError
@@ -16,7 +17,7 @@ from peft_bituning.recommenders.hybrid import Sources, TextVectors, tfidf
 from peft_bituning.recommenders.hybrid.part import PARTS, Part, phi
 from peft_bituning.recommenders.hybrid.tfidf import texts_of, tfidf_neighbors
 
-NEW = (
+NEW: tuple[dict[str, str], ...] = (
     {"title": "Brass LAMP lamp", "brand": "Acme"},
     {"title": "oak chair of quux", "size": "large"},
     {},
@@ -45,7 +46,11 @@ def parts(with_text: Callable[[str], Sources]) -> dict[str, Part]:
 
 @texts
 def test_phi_is_its_formula(
-    text: str, parts: dict[str, Part], reference: dict[str, Any], asked: list[list[int]], scattered: Callable[..., Any]
+    text: str,
+    parts: dict[str, Part],
+    reference: dict[str, Any],
+    asked: list[list[int]],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     assert parts[text].features == FEATURES and parts[text].name == "text" and not parts[text].counts
     found = phi(parts[text], Histories(*scattered(asked), 30)).numpy()
@@ -57,7 +62,7 @@ def test_phi_is_its_formula(
 def test_phi_is_its_formula_for_any_history(
     parts: dict[str, Part],
     reference: dict[str, Any],
-    scattered: Callable[..., Any],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
     histories: list[list[int]],
     seed: int,
 ) -> None:
@@ -68,7 +73,7 @@ def test_phi_is_its_formula_for_any_history(
 
 @texts
 def test_an_item_is_most_like_itself_and_one_without_text_like_none(
-    text: str, parts: dict[str, Part], scattered: Callable[..., Any]
+    text: str, parts: dict[str, Part], scattered: Callable[..., tuple[Tensor, Tensor]]
 ) -> None:
     found = phi(parts[text], Histories(*scattered([[4], [22], []]), 30))
     assert found[0, 4].tolist() == pytest.approx([1, 1, 1, 1], abs=1e-6)
@@ -76,7 +81,9 @@ def test_an_item_is_most_like_itself_and_one_without_text_like_none(
     assert not found[1].any() and not found[2].any() and not found[:, 22].any()
 
 
-def test_words_of_one_item_alone_tell_nothing(parts: dict[str, Part], scattered: Callable[..., Any]) -> None:
+def test_words_of_one_item_alone_tell_nothing(
+    parts: dict[str, Part], scattered: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
     assert not phi(parts["tf-idf"], Histories(*scattered([[26]]), 30)).any()
 
 
@@ -111,7 +118,7 @@ def test_only_the_nearest_are_kept(
 
 
 @pytest.mark.parametrize("titles", [["one", "two", "three"], ["", "", ""], ["a", "b", "a"], ["one"]])
-def test_a_catalog_without_common_words(titles: list[str], scattered: Callable[..., Any]) -> None:
+def test_a_catalog_without_common_words(titles: list[str], scattered: Callable[..., tuple[Tensor, Tensor]]) -> None:
     catalog = ItemCatalog(tuple(map(str, range(len(titles)))), tuple({"title": title} for title in titles))
     part = PARTS["text"].fit(Sources(catalog, torch.zeros(len(titles)), text="tf-idf"))
     assert part is not None
@@ -125,7 +132,7 @@ def test_loaded_again_from_tensors(
     parts: dict[str, Part],
     with_text: Callable[[str], Sources],
     asked: list[list[int]],
-    scattered: Callable[..., Any],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     again = PARTS["text"].load(parts[text].tensors(), with_text("tf-idf"))
     histories = Histories(*scattered(asked), 30)
@@ -170,7 +177,7 @@ def test_new_items_by_words(
     items: ItemCatalog,
     make_reference: Any,
     asked: list[list[int]],
-    scattered: Callable[..., Any],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     """Added at once or one after the other: words are weighed by the first catalog, and likeness goes both ways."""
     everything, part, known = grown(items), parts["tf-idf"], 30
@@ -230,7 +237,7 @@ def test_new_items_by_vectors(
     vectors: np.ndarray,
     make_reference: Any,
     asked: list[list[int]],
-    scattered: Callable[..., Any],
+    scattered: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     """Whitened as the others were; without vectors, or with zeros, they are like none."""
     new = np.random.default_rng(9).normal(size=(4, 6)).astype(np.float32) * 3
